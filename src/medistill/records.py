@@ -1,0 +1,154 @@
+"""Settings and results to JSON and back, digests, and files that are whole or absent."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import DataError, RunRefused, UsageError, nearest
+
+State = dict[str, Tensor]
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def to_record(value: Any) -> Json:
+    """Turn a dataclass into plain JSON types (tuples become lists).
+
+    Example:
+        >>> from medistill.sets import Budget
+        >>> to_record(Budget(ipc=10))
+        {'ipc': 10, 'images': None, 'bytes': None}
+    """
+    record: Json = json.loads(json.dumps(dataclasses.asdict(value)))
+    return record
+
+
+def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
+    """Make a `kind` (a dataclass) from JSON, with every field checked for its type.
+
+    Raises: UsageError when a field is unknown, missing or of the wrong type (correct that field).
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in record:
+        if name not in names:
+            raise UsageError(f"{kind.__name__} has no field {name!r}: {nearest(name, names)}")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(dict(record)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"{kind.__name__}: {where} is {first.get('input')!r}; {first['msg'].lower()}"
+        ) from None
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over sorted (name, dtype, shape, bytes) of a set of tensors."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(canonical([name, str(tensor.dtype), list(tensor.shape)]))
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that its name holds the old content or the new, whatever happens.
+
+    Temporary file, fsync, rename, fsync of the folder.
+    Raises: RunRefused when the disk is full or the folder cannot be written (free space, or
+    choose another folder); the old file is left as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        cause = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+        raise RunRefused(
+            f"could not write {path}: {cause}; expected {len(content)} bytes of room in a folder "
+            "that can be written: free some or choose another folder"
+        ) from error
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented for people, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises: DataError when the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"found no {path}; expected a file that medistill wrote there") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable JSON ({error}); expected a whole file") from None
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], header: Json) -> None:
+    """Write tensors and one JSON header as safetensors, atomically and byte for byte repeatable.
+
+    The header is one string under one key: with several keys safetensors orders them at random.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomic(path, save(plain, metadata={"medistill": canonical(header).decode()}))
+
+
+def load_state(path: Path) -> tuple[State, Json]:
+    """Read what `save_state` wrote.
+
+    Raises: DataError when the file is missing, damaged or was not written by medistill.
+    """
+    if not path.is_file():
+        raise DataError(f"found no {path}; expected a file that medistill wrote there")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["medistill"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise DataError(
+            f"{path} is damaged or of another origin ({error}); expected a whole medistill file"
+        ) from None

@@ -1,0 +1,264 @@
+"""The types that flow: real sets and their splits, budgets, recipes and synthetic sets."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import DataError, RunRefused, UsageError
+from .records import Json, canonical, from_record, load_state, save_state, to_record
+
+TaskKind = Literal["binary", "multi-class", "ordinal", "multi-label"]
+Start = Literal["noise", "real", "class-mean"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a dataset: the facts that travel with everything made from it.
+
+    mean and std are per channel, on intensities in [0, 1]; `normalization` says where they come
+    from. `flips` is False where a mirrored image changes its class (left and right organs).
+    """
+
+    name: str
+    task: TaskKind
+    classes: tuple[str, ...]
+    channels: int
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    normalization: str = ""
+    modality: str = ""
+    license: str = "unknown"
+    citation: str = ""
+    url: str = ""
+    flips: bool = True
+    digest: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class RealSet:
+    """One split of a real dataset, as stored.
+
+    Shapes: images uint8 [n, c, h, w] or [n, c, d, h, w]; labels int64 [n], or {0, 1} [n, k] for
+    multi-label tasks; groups int64 [n] of patients (or identical images), or None.
+    Raises: DataError when shapes, types or labels do not fit the card.
+    """
+
+    images: Tensor
+    labels: Tensor
+    card: Card
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = (self.card.channels, *self.card.shape)
+        if self.images.dtype != torch.uint8 or tuple(self.images.shape[1:]) != shape:
+            raise DataError(
+                f"{self.card.name}: found images {self.images.dtype} {tuple(self.images.shape)}; "
+                f"expected uint8 of shape (n, {', '.join(map(str, shape))})"
+            )
+        if len(self.labels) != len(self.images):
+            raise DataError(
+                f"{self.card.name}: found {len(self.images)} images and {len(self.labels)} labels; "
+                "expected as many of each"
+            )
+        top = 2 if self.card.task == "multi-label" else len(self.card.classes)
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < top:
+            raise DataError(
+                f"{self.card.name}: found labels from {int(self.labels.min())} to "
+                f"{int(self.labels.max())}; expected 0 to {top - 1} ({', '.join(self.card.classes)})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def by_class(self) -> list[Tensor]:
+        """Positions of each class's images, in order, int64."""
+        return [(self.labels == c).nonzero().flatten() for c in range(len(self.card.classes))]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shapes, pixels and labels."""
+        total = hashlib.sha256(canonical([list(self.images.shape), list(self.labels.shape)]))
+        total.update(self.images.contiguous().numpy())
+        total.update(self.labels.contiguous().numpy())
+        return total.hexdigest()
+
+    def normalized(self, index: Tensor) -> Tensor:
+        """Draw images as float32, (x / 255 - mean) / std per channel."""
+        return normalize(self.images[index].float().div_(255), self.card.mean, self.card.std)
+
+
+class Splits(NamedTuple):
+    """The three splits of a dataset; no patient and no identical image stands in two of them."""
+
+    train: RealSet
+    val: RealSet
+    test: RealSet
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be synthesized: images per class, images in all, or bytes; exactly one.
+
+    Raises: UsageError when none or several are given, or the number is below 1.
+    """
+
+    ipc: int | None = None
+    images: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        if len(given) != 1:
+            raise UsageError(f"found a budget of {given or 'nothing'}; expected one of ipc, images, bytes")
+        name, number = next(iter(given.items()))
+        if number < 1:
+            raise UsageError(f"found {name} {number}; expected at least 1")
+
+    def per_class(self, card: Card) -> int:
+        """Return the images per class that the budget allows (uint8 pixels for bytes).
+
+        Raises: RunRefused when it does not reach for one image of each class.
+        """
+        if self.ipc is not None:
+            return self.ipc
+        pixels = card.channels
+        for side in card.shape:
+            pixels *= side
+        total = self.images if self.images is not None else (self.bytes or 0) // pixels
+        if total < len(card.classes):
+            raise RunRefused(
+                f"found a budget of {total} images for {len(card.classes)} classes; "
+                "expected at least one image per class: raise the budget"
+            )
+        return total // len(card.classes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a receiver needs to train on a set: normalization, optimizer, length, backbone.
+
+    Training makes `stop` steps of a schedule of `steps` steps (the rate falls tenfold at its
+    half); a step takes `batch` images. `backbone` and `augmentation` are records of their specs.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    backbone: dict[str, object]
+    augmentation: dict[str, object]
+    optimizer: Literal["sgd"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    steps: int = 300
+    stop: int = 300
+    batch: int = 256
+    loss: Literal["cross-entropy"] = "cross-entropy"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a synthetic set comes from: method, settings, seed, data, and from what it started.
+
+    `real_pixels` is True where any image is, or started from, a real image.
+    """
+
+    method: str
+    settings: dict[str, object]
+    seed: int
+    start: Start
+    real_pixels: bool
+    data_digest: str
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """A distilled set: intensities as the data's [0, 1] (not clamped), labels of every class.
+
+    Shapes: images float32 [m, c, h, w] or [m, c, d, h, w], before normalization by recipe.mean
+    and recipe.std; labels float32 [m, k], one-hot or soft, rows sum to 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    recipe: Recipe
+    origin: Origin
+    card: Card
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def normalized(self) -> Tensor:
+        """Return the images as a network sees them."""
+        return normalize(self.images.clone(), self.recipe.mean, self.recipe.std)
+
+    def save(self, path: Path) -> None:
+        """Write the set as safetensors with one JSON header."""
+        header: Json = {"format": "medistill synthetic 1"}
+        header |= {name: to_record(getattr(self, name)) for name in ("recipe", "origin", "card")}
+        save_state(path, {"images": self.images, "labels": self.labels}, header)
+
+    @staticmethod
+    def load(path: Path) -> "SyntheticSet":
+        """Read a set that `save` wrote.
+
+        Raises: DataError when the file is missing, damaged or holds something else.
+        """
+        state, header = load_state(path)
+        if header.get("format") != "medistill synthetic 1" or {"images", "labels"} - set(state):
+            raise DataError(f"{path} holds no synthetic set; expected one written by distill")
+        return SyntheticSet(
+            state["images"],
+            state["labels"],
+            from_record(Recipe, header["recipe"]),
+            from_record(Origin, header["origin"]),
+            from_record(Card, header["card"]),
+        )
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Shift and scale intensities per channel, in place: (x - mean) / std."""
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    return images.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+
+
+def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Undo `normalize` into a new tensor: x std + mean."""
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    return images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+
+
+def with_statistics(splits: Splits) -> Splits:
+    """Fill every card with the digest of the data and the mean and std of the training split.
+
+    One pass over uint8 in blocks, float64 sums. A channel without contrast gets std 1.
+    """
+    train = splits.train
+    axes = (0, *range(2, train.images.ndim))
+    total = torch.zeros(train.card.channels, dtype=torch.float64)
+    squares = total.clone()
+    for block in train.images.split(1024):
+        values = block.double().div_(255)
+        total += values.sum(axes)
+        squares += values.square_().sum(axes)
+    count = train.images.numel() // train.card.channels
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(0).sqrt()
+    std[std < 1e-6] = 1.0
+    whole = hashlib.sha256("".join(part.digest for part in splits).encode()).hexdigest()
+    card = dataclasses.replace(
+        train.card,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        normalization="training split",
+        digest=whole,
+    )
+    return Splits(*(dataclasses.replace(part, card=card) for part in splits))
