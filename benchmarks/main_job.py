@@ -1,0 +1,186 @@
+"""The result table of the main job: six methods, three datasets, three budgets, both starts.
+
+    python benchmarks/main_job.py run [--only DATASET] [--ipc N ...]
+    python benchmarks/main_job.py table
+
+`run` appends one JSON line per student to benchmarks/results/main_job.jsonl; cells that are there
+are skipped, so it may be stopped and started, and several processes may share the work. `table`
+writes docs/results.md from those lines. Data comes from $MEDISTILL_DATA; MedNIST is unpacked into
+a temporary folder.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medistill import __version__
+from medistill.backbones import backbone
+from medistill.data import load
+from medistill.distill import distill
+from medistill.evaluate import arm_rows, full_arm, random_arm, synthetic_arm
+from medistill.methods import METHODS, Method, Task
+from medistill.records import from_record, to_record
+from medistill.sets import Budget, Recipe, Splits
+
+RESULTS = Path(__file__).parent / "results" / "main_job.jsonl"
+BACKBONE = "convnet-3-32"
+STUDENT_STEPS = 300
+BATCH = 128
+RATES = (0.01, 0.03)
+SEEDS = range(3)
+RANDOM_SEEDS = range(10)
+STARTS = {"dc": ("noise", "real"), "dsa": ("noise", "real"), "dm": ("noise", "real")}
+DATASETS = {
+    "pneumoniamnist": "pneumoniamnist",
+    "mednist": "folder:{mednist};size=28;limit=1000",
+    "breastmnist": "breastmnist",
+}
+# Steps of each method, sized so that one distillation takes about half a minute on one core.
+STEPS = {
+    ("dm", 2): {1: 300, 10: 300, 50: 150},
+    ("dm", 6): {1: 100, 10: 100, 50: 50},
+    ("gradient", 2): {1: 100, 10: 40, 50: 20},
+    ("gradient", 6): {1: 40, 10: 15, 50: 8},
+}
+
+
+def steps_of(name: str, classes: int, ipc: int) -> int | None:
+    """Return the steps of a run, or None for methods without steps."""
+    if name not in STARTS:
+        return None
+    return STEPS["dm" if name == "dm" else "gradient", classes][ipc]
+
+
+def cells(only: str | None, budgets: list[int]) -> Iterator[tuple[str, str, str, int, int]]:
+    """Yield (dataset, method, start, ipc, seed), the most telling cells first."""
+    for ipc in budgets:
+        for dataset in DATASETS if only is None else (only,):
+            for seed in SEEDS:
+                for kind in METHODS:
+                    if kind.name == "random" and seed:
+                        continue  # the random arm draws anew for each of its students
+                    for start in STARTS.get(kind.name, ("real",)):
+                        yield dataset, kind.name, start, ipc, seed
+
+
+def read_rows() -> list[dict[str, Any]]:
+    """Return all rows measured so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def append(rows: list[dict[str, Any]]) -> None:
+    """Add rows to the result file under a lock."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Return the source of each dataset, with MedNIST unpacked below `folder`."""
+    mednist = folder / "mednist"
+    if not mednist.exists():
+        with tarfile.open(Path(os.environ["MEDISTILL_DATA"]) / "mednist" / "mednist.tar.gz") as tar:
+            tar.extractall(folder, filter="data")
+    return {name: source.format(mednist=mednist) for name, source in DATASETS.items()}
+
+
+def measure(cell: tuple[str, str, str, int, int], splits: Splits, cache: Path) -> None:
+    """Distill and evaluate one cell; with the first seed of `random` come the baselines."""
+    dataset, name, start, ipc, seed = cell
+    begin = time.monotonic()
+    kind = next(kind for kind in METHODS if kind.name == name)
+    method: Method = kind(start=start)  # type: ignore[call-arg]
+    student = backbone(BACKBONE)
+    task = Task(splits.train, Budget(ipc=ipc), student)
+    steps = steps_of(name, task.classes, ipc)
+    synthetic = distill(method, task, seed=seed, steps=steps, cache=cache)
+    spent = time.monotonic() - begin
+    base = from_record(
+        Recipe,
+        to_record(synthetic.recipe)
+        | {"steps": STUDENT_STEPS, "stop": STUDENT_STEPS, "batch": BATCH},
+    )
+    common = {
+        "dataset": dataset,
+        "method": name,
+        "start": start,
+        "ipc": ipc,
+        "seed": seed,
+        "steps": steps or 0,
+        "paper_steps": method.steps(task),
+        "settings": to_record(method),
+        "student": BACKBONE,
+        "data_digest": splits.train.card.digest,
+        "version": __version__,
+        "device": "cpu",
+        "command": f"python benchmarks/main_job.py run --only {dataset} --ipc {ipc}",
+    }
+    pooled = random_arm(synthetic, splits)
+    random_rows, recipe = arm_rows(
+        pooled, splits, base, student, seeds=RANDOM_SEEDS, rates=RATES, cache=cache
+    )
+    if name == "random":
+        full_rows, _ = arm_rows(
+            full_arm(splits), splits, base, student, seeds=SEEDS, rates=RATES, cache=cache
+        )
+        append([{**common, **row, "method": row["arm"]} for row in random_rows + full_rows])
+        return
+    rows, _ = arm_rows(
+        synthetic_arm(synthetic),
+        splits,
+        from_record(Recipe, recipe),
+        student,
+        seeds=[seed],
+        rates=(),
+    )
+    append([{**common, **row, "distill_seconds": round(spent, 2)} for row in rows])
+
+
+def run(only: str | None, budgets: list[int], place: int, workers: int) -> None:
+    """Measure all cells that are not there yet; worker `place` of `workers` takes every n-th."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.gettempdir()) / "medistill-main-job"
+    folder.mkdir(exist_ok=True)
+    where = sources(folder)
+    loaded: dict[str, Splits] = {}
+    for number, cell in enumerate(cells(only, budgets)):
+        done = {(r["dataset"], r["method"], r["start"], r["ipc"], r["seed"]) for r in read_rows()}
+        if cell in done or number % workers != place:
+            continue
+        if cell[0] not in loaded:
+            loaded[cell[0]] = load(where[cell[0]], offline=True)
+        begin = time.monotonic()
+        measure(cell, loaded[cell[0]], folder / "cache")
+        print(*cell, f"{time.monotonic() - begin:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=["run", "table"])
+    parser.add_argument("--only", choices=list(DATASETS))
+    parser.add_argument("--ipc", type=int, nargs="+", default=[10, 1, 50])
+    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"))
+    given = parser.parse_args()
+    if given.verb == "run":
+        run(given.only, given.ipc, *given.worker)
+    else:
+        table()
+
+
+def table() -> None:
+    """Write docs/results.md."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a backbone is: a frozen spec that builds networks whose numbers come from a generator."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..records import State
+from ..sets import Card
+
+
+BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
+
+
+class Network(nn.Module):
+    """A body that gives features and one linear head that gives logits.
+
+    Shapes: images [n, c, h, w] or [n, c, d, h, w] -> features [n, d] -> logits [n, k].
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the body's output, flattened; channels-last, which the CPU kernels prefer."""
+        last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+        out: Tensor = self.body(images.contiguous(memory_format=last))
+        return out.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    @property
+    def mixes_images(self) -> bool:
+        """True where an image's logits depend on its batch (batch normalization)."""
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+
+    def parameter_state(self) -> State:
+        """Return the parameters by name, detached and copied."""
+        return {name: p.detach().clone() for name, p in self.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Backbone(ABC):
+    """An architecture with its settings as fields; it builds untrained networks."""
+
+    family: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The short name that `backbone()` reads back."""
+
+    @abstractmethod
+    def body(self, channels: int, shape: tuple[int, ...]) -> nn.Module:
+        """Return the layers before the linear head.
+
+        Raises: UsageError when the images are too small for the architecture.
+        """
+
+    def build(self, card: Card, generator: torch.Generator) -> Network:
+        """Return a fresh network for a dataset's channels, shape and classes."""
+        with torch.device("meta"):
+            body = self.body(card.channels, card.shape)
+            probe = torch.empty(2, card.channels, *card.shape)
+            width = body(probe).flatten(1).shape[1]
+            network = Network(body, nn.Linear(width, len(card.classes)))
+        network = network.to_empty(device="cpu")
+        refresh(network, generator)
+        last = torch.channels_last if len(card.shape) == 2 else torch.channels_last_3d
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.to(memory_format=last)  # type: ignore[call-overload]
+        return network
+
+
+@torch.no_grad()
+def refresh(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw all parameters anew, in place, by the framework's default rule.
+
+    Weights and biases of convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+    (Kaiming-uniform with a = sqrt(5)); norms: weight 1, bias 0, running statistics reset.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for tensor in (module.weight, module.bias):
+                if tensor is not None:
+                    # Drawn in a contiguous tensor: numbers must not depend on memory layout.
+                    fresh = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                    tensor.copy_(fresh)
+        elif module._parameters or module._buffers:
+            module.reset_parameters()  # type: ignore[operator]

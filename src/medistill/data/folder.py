@@ -1,0 +1,199 @@
+"""`folder:PATH`: one sub-folder of images per class, with or without train, val and test above."""
+
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import DataError, UsageError
+from ..progress import progress
+from ..rng import Rng
+from ..sets import Card, RealSet, Splits
+from .source import Source, Where
+from .split import SHARES, assign, identical
+
+OPTIONS = ("size", "channels", "limit")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_GREY = ("1", "L", "LA")
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class _Item(NamedTuple):
+    path: str
+    split: str
+    label: str
+
+
+def load(source: Source, where: Where) -> Splits:
+    """Read class folders of PNG, JPEG, BMP or TIFF images.
+
+    Folders train and test (and val) above the class folders are kept as they are; a split that is
+    missing is cut off train. Otherwise 70, 10 and 20 percent of each class become train, val and
+    test by seed, and images with identical pixels stay together, also across classes.
+    `groups` numbers identical images. Options:
+
+        size=N      pad to a square with black, then resize to N x N (bilinear, antialiased);
+                    without it every image must have one size
+        channels=1  color to grey by luma (ITU-R 601); channels=3 repeats grey; without it 1 if
+                    every image is grey, else 3
+        limit=N     at most N images of each class (of each given split), chosen by seed
+
+    Raises: DataError when there are no images or classes, or an image is broken, of another size
+    or deeper than 8 bits.
+    """
+    top = Path(source.target).expanduser()
+    size = source.integer("size", 0, 1, 4096)
+    channels = source.integer("channels", 0, 1, 3)
+    if channels == 2:
+        raise UsageError("folder: found channels=2; expected 1 or 3")
+    rng = Rng(where.seed).child("folder")
+    items, classes = _items(top)
+    items = _chosen(items, source.integer("limit", 0, 1, 1 << 40), rng)
+    header = _header([item.path for item in items], size, channels)
+    images = _decode([item.path for item in items], *header, pad=bool(size))
+    number = {name: position for position, name in enumerate(classes)}
+    labels = torch.tensor([number[item.label] for item in items])
+    (groups,) = identical([images])
+    card = Card(
+        name=top.resolve().name,
+        task="binary" if len(classes) == 2 else "multi-class",
+        classes=tuple(classes),
+        channels=header[0],
+        shape=header[1],
+    )
+    dealt = _dealt([item.split for item in items], labels, groups, rng)
+    return Splits(*(RealSet(images[p], labels[p], card, groups[p]) for p in dealt))
+
+
+def _dealt(given: Sequence[str], labels: Tensor, groups: Tensor, rng: Rng) -> list[Tensor]:
+    """Positions of train, val and test: as given, the missing ones cut off train."""
+    missing = {k: v for k, v in SHARES.items() if k == "train" or k not in given}
+    mine = torch.tensor([p for p, name in enumerate(given) if name in ("", "train")]).long()
+    cut = {k: mine[v] for k, v in assign(labels[mine], groups[mine], missing, rng).items()}
+    kept = {name: torch.tensor([p for p, s in enumerate(given) if s == name]) for name in SHARES}
+    return [cut.get(name, kept[name]).long() for name in SHARES]
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            (e for e in entries if not e.name.startswith((".", "__"))), key=lambda e: e.name
+        )
+
+
+def _items(top: Path) -> tuple[list[_Item], list[str]]:
+    """Find every image with its split and class, and every class, in sorted order."""
+    if not top.is_dir():
+        raise DataError(f"found no folder {top}; expected one with a sub-folder per class")
+    names = {entry.name for entry in _visible(top) if entry.is_dir()}
+    nested = "train" in names and names <= {"train", "val", "test"}
+    items, ignored = [], 0
+    classes = set()
+    for split in [name for name in SHARES if name in names] if nested else [""]:
+        for label in (entry for entry in _visible(top / split) if entry.is_dir()):
+            classes.add(label.name)
+            for folder, below, files in os.walk(label.path):
+                below[:] = sorted(name for name in below if not name.startswith((".", "__")))
+                shown = sorted(name for name in files if not name.startswith("."))
+                images = [name for name in shown if name.lower().endswith(ENDINGS)]
+                ignored += len(shown) - len(images)
+                items += [_Item(os.path.join(folder, n), split, label.name) for n in images]
+    if ignored:
+        print(f"{top}: ignored {ignored} files that are no {', '.join(ENDINGS)}", file=sys.stderr)
+    if not items:
+        raise DataError(
+            f"found no images in sub-folders of {top}; expected one sub-folder per class with "
+            f"files {', '.join(ENDINGS)}"
+        )
+    return items, sorted(classes)
+
+
+def _chosen(items: list[_Item], limit: int, rng: Rng) -> list[_Item]:
+    """Keep at most `limit` images of each class and given split."""
+    if not limit:
+        return items
+    by_class: dict[tuple[str, str], list[_Item]] = {}
+    for item in items:
+        by_class.setdefault((item.split, item.label), []).append(item)
+    kept = []
+    for (split, label), found in by_class.items():
+        order = torch.randperm(len(found), generator=rng.at("limit", split, label))
+        kept += [found[position] for position in order[:limit].sort().values.tolist()]
+    return kept
+
+
+def _header(paths: Sequence[str], size: int, channels: int) -> tuple[int, tuple[int, int]]:
+    """Read every header; return the channels and the shape (h, w) of the set."""
+    sizes: dict[tuple[int, int], str] = {}
+    grey = True
+    with progress("image headers", len(paths)) as advance:
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    _check_depth(image, path)
+                    sizes.setdefault(image.size, path)
+                    grey &= image.mode in _GREY
+            except (*_BROKEN, *_BOMB) as error:
+                raise _broken(path, error) from None
+            advance()
+    if len(sizes) > 1 and not size:
+        (a, one), (b, other) = list(sizes.items())[:2]
+        raise DataError(
+            f"found sizes {a[0]}x{a[1]} ({one}) and {b[0]}x{b[1]} ({other}); expected one size: "
+            f"add ;size={min(*a, *b)}"
+        )
+    width, height = next(iter(sizes))
+    return channels or (1 if grey else 3), (size, size) if size else (height, width)
+
+
+def _check_depth(image: Image.Image, path: str) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise DataError(f"{path}: found {frames} frames; expected one image per file: split it")
+    if image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", "")):
+        raise DataError(
+            f"{path}: found more than 8 bits per channel ({image.mode}); expected 8: convert it "
+            "with a window that suits the modality"
+        )
+
+
+def _decode(paths: Sequence[str], channels: int, shape: tuple[int, int], *, pad: bool) -> Tensor:
+    """Decode into one array of shape uint8 [n, c, h, w]."""
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.empty((len(paths), *shape, channels), dtype=np.uint8)
+    with progress("images", len(paths)) as advance:
+        for position, path in enumerate(paths):
+            try:
+                with Image.open(path) as opened:
+                    image = opened.convert(mode)
+            except (*_BROKEN, *_BOMB) as error:
+                raise _broken(path, error) from None
+            pixels[position] = np.asarray(_fit(image, shape) if pad else image).reshape(
+                *shape, channels
+            )
+            advance()
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+
+
+def _fit(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    side = max(image.size)
+    if image.size != (side, side):
+        square = Image.new(image.mode, (side, side))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    return image if image.size == shape else image.resize(shape, Image.Resampling.BILINEAR)
+
+
+def _broken(path: str, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} is no whole image ({error}); expected one: replace or remove the file"
+    )

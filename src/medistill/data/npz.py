@@ -1,0 +1,155 @@
+"""`npz:PATH`: a file in the layout of MedMNIST, that is images and labels of three splits."""
+
+import hashlib
+import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..sets import Card, RealSet, Splits, TaskKind
+from .medmnist_table import TABLE
+from .source import Source, Where
+
+OPTIONS: tuple[str, ...] = ()
+SPLITS = ("train", "val", "test")
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+Array = np.ndarray[Any, Any]
+
+
+def load(source: Source, where: Where) -> Splits:
+    """Read `npz:PATH`; the facts of a MedMNIST set are used where name and MD5 fit.
+
+    Raises: DataError when the file is missing, damaged or of another layout.
+    """
+    path = Path(source.target).expanduser()
+    return read(path, _known_card(path))
+
+
+def read(path: Path, card: Card | None = None) -> Splits:
+    """Read train, val and test from keys such as `train_images` and `train_labels`.
+
+    Without a card, classes are named by their numbers and the task follows from the labels.
+    Shapes: images uint8 [n, h, w], [n, h, w, 3] or [n, d, h, w]; labels [n], [n, 1] or [n, k].
+    Raises: DataError when the file is missing, no npz, truncated, too large for the memory,
+    or when a key is missing or holds something else.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"found no {path}; expected an .npz file with train_images, train_labels, ..."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
+            arrays = {
+                f"{name}_{what}": _array(archive, f"{name}_{what}.npy", path)
+                for name in SPLITS
+                for what in ("images", "labels")
+            }
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} is damaged or no .npz file ({error}); expected a whole one"
+        ) from None
+    images = {name: _images(arrays.pop(f"{name}_images"), f"{path}: {name}") for name in SPLITS}
+    labels = {name: _labels(arrays.pop(f"{name}_labels"), f"{path}: {name}") for name in SPLITS}
+    card = card or _card(path, images["train"], labels)
+    return Splits(*(RealSet(images[name], labels[name], card) for name in SPLITS))
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+    for key in (f"{name}_{what}" for name in SPLITS for what in ("images", "labels")):
+        if key not in sizes:
+            found = ", ".join(sorted(sizes)) or "nothing"
+            raise DataError(f"{path} has no {key}; found {found}: expected the keys of MedMNIST")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sum(sizes.values()) > memory:
+        raise DataError(
+            f"{path}: found {sum(sizes.values())} bytes of arrays; expected at most the memory, "
+            f"{memory} bytes: choose a smaller edition"
+        )
+
+
+def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
+    """Read one array; its header is compared with its size first, as numpy trusts the header."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member} has format version {version}")
+        reader = np.lib.format.read_array_header_1_0
+        if version == (2, 0):
+            reader = np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(file)
+        expected = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if not dtype.hasobject and expected != archive.getinfo(member).file_size:
+        raise ValueError(f"{member} says shape {shape}, which its size does not fit")
+    if dtype.kind not in "uibf":
+        raise DataError(f"{path}: found {member} of type {dtype}; expected numbers")
+    with archive.open(member) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _images(array: Array, where: str) -> Tensor:
+    if array.dtype != np.uint8:
+        # NaN is named on its own: rescaling, the usual cure, would not mend it.
+        broken = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+        found = f"{array.dtype} images" + (f" with {broken} NaN pixels" if broken else "")
+        raise DataError(f"{where}: found {found}; expected uint8: save intensities as 0 to 255")
+    if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] > 3):
+        return torch.from_numpy(np.ascontiguousarray(array[:, None]))
+    if array.ndim == 4 and array.shape[-1] in (1, 3):
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)))
+    raise DataError(
+        f"{where}: found images of shape {array.shape}; expected (n, h, w), (n, h, w, 3) or "
+        "(n, d, h, w)"
+    )
+
+
+def _labels(array: Array, where: str) -> Tensor:
+    if array.dtype.kind not in "uib":
+        raise DataError(f"{where}: found labels of type {array.dtype}; expected whole numbers")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim not in (1, 2):
+        raise DataError(f"{where}: found labels of shape {array.shape}; expected (n, 1) or (n, k)")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _card(path: Path, images: Tensor, labels: dict[str, Tensor]) -> Card:
+    if labels["train"].ndim == 2:
+        task: TaskKind = "multi-label"
+        count = labels["train"].shape[1]
+    else:
+        count = 1 + max((int(part.max()) for part in labels.values() if len(part)), default=-1)
+        task = "binary" if count == 2 else "multi-class"
+        # A label such as 255 is a mark of its own, not the last of 256 classes.
+        if count > max(len(labels["train"]), 2):
+            raise DataError(
+                f"{path}: found label {count - 1} among {len(labels['train'])} training images; "
+                "expected classes numbered from 0"
+            )
+    return Card(
+        name=path.stem,
+        task=task,
+        classes=tuple(str(c) for c in range(count)),
+        channels=images.shape[1],
+        shape=tuple(images.shape[2:]),
+    )
+
+
+def _known_card(path: Path) -> Card | None:
+    match = re.fullmatch(r"([a-z]+mnist(?:3d)?)(?:_(\d+))?", path.stem)
+    facts = TABLE.get(match[1]) if match else None
+    size = int(match[2] or 28) if match else 0
+    if facts is None or size not in facts.md5 or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        fits = hashlib.file_digest(file, "md5").hexdigest() == facts.md5[size]
+    return facts.card(size) if fits else None

@@ -1,0 +1,272 @@
+"""The one outer loop: run a method, log it, checkpoint it, resume it."""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .backbones import to_spec
+from .errors import RunRefused, UsageError
+from .methods import Log, Method, Task
+from .pictures import png, real_beside_synthetic
+from .progress import progress
+from .records import (
+    Json,
+    State,
+    digest,
+    load_state,
+    read_json,
+    save_state,
+    to_record,
+    write_atomic,
+    write_json,
+)
+from .rng import Rng
+from .sets import SyntheticSet
+
+CHECKPOINT_EVERY_S = 60.0
+OnStep = Callable[[int, Log], None]
+
+
+def distill(
+    method: Method,
+    task: Task,
+    *,
+    seed: int,
+    steps: int | None = None,
+    resume: State | None = None,
+    on_step: Callable[[State, Log], None] | None = None,
+    cache: Path | None = None,
+) -> SyntheticSet:
+    """Run a method on a task and return the synthetic set.
+
+    `steps` cuts the run short (the method's own number otherwise); `resume` continues from a
+    state; after each step `on_step(state, log)` is called. A run's draws depend on the seed and
+    the step's number, so a resumed run gives the same bits on the same device and versions.
+    Raises: UsageError when the method does not handle the task of the data; RunRefused when the
+    loss is no longer finite.
+
+    Example:
+        >>> from medistill import Budget, ConvNet, Task, load
+        >>> from medistill.methods import Random
+        >>> train = load("phantom:n=40").train
+        >>> len(distill(Random(), Task(train, Budget(ipc=2), ConvNet(width=8)), seed=0))
+        4
+    """
+    card = task.real.card
+    if card.task not in method.tasks:
+        raise UsageError(
+            f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
+            f"{method.name}: choose another method"
+        )
+    rng = Rng(seed)
+    task = dataclasses.replace(task, prepared=prepared(method, task, cache))
+    state = method.init(task, rng) if resume is None else resume
+    total = method.steps(task) if steps is None else min(steps, method.steps(task))
+    done = int(state["step"])
+    with progress(f"distill {method.name}", total, done=done) as advance:
+        for _ in range(done, total):
+            state, log = method.step(state, task, rng)
+            if not all(map(_finite, log.values())):
+                raise RunRefused(
+                    f"found a loss of {log['loss']} at step {int(state['step'])}; expected a "
+                    "finite one: lower --lr-images; the last checkpoint is kept"
+                )
+            if on_step is not None:
+                on_step(state, log)
+            advance(note=f"loss {log['loss']:.4g}")
+    return method.finish(state, task, rng)
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def prepared(method: Method, task: Task, cache: Path | None) -> State:
+    """Return what the method prepares, from the cache where its digest is already there.
+
+    The stream is fixed, not the run's seed: all budgets and seeds of synthesis share it.
+    """
+    key = digest(
+        {
+            "method": method.name,
+            "settings": to_record(method),
+            "data": task.real.digest,
+            "backbone": to_spec(task.backbone),
+            "augmentation": to_record(task.augmentation),
+            "version": __version__,
+        }
+    )
+    path = cache / "prepared" / f"{method.name}-{key[:16]}.safetensors" if cache else None
+    if path is not None and path.is_file():
+        return load_state(path)[0]
+    state = method.prepare(task, Rng(0).child("prepare", method.name))
+    if path is not None and state:
+        save_state(path, state, {"format": "medistill prepared 1", "key": key})
+    return state
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder is asked to hold."""
+
+    method: Method
+    task: Task
+    seed: int
+    source: str
+    command: str
+    steps: int | None = None
+
+
+def run_record(run: Run) -> Json:
+    """Return what identifies a run: resuming is refused where any of this differs."""
+    total = run.method.steps(run.task)
+    return {
+        "format": "medistill run 1",
+        "source": run.source,
+        "command": run.command,
+        "method": run.method.name,
+        "settings": to_record(run.method),
+        "seed": run.seed,
+        "budget": to_record(run.task.budget),
+        "ipc": run.task.ipc,
+        "images": run.task.ipc * run.task.classes,
+        "backbone": to_spec(run.task.backbone),
+        "augmentation": to_record(run.task.augmentation),
+        "start": run.method.start,
+        "real_pixels": run.method.start == "real",
+        "steps": total if run.steps is None else min(run.steps, total),
+        "paper_steps": total,
+        "data": to_record(run.task.real.card),
+        "device": "cpu",
+        "versions": {
+            "medistill": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+_MAY_DIFFER = ("command", "seconds", "peak_memory_bytes", "bytes", "finished", "steps_done")
+
+
+def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = None) -> Json:
+    """Distill into a run folder and return its record.
+
+    The folder holds run.json, log.jsonl, checkpoint.safetensors (at most every 60 s and at the
+    end), synthetic.safetensors and sheet.png; a run that was killed continues with `resume`.
+    Raises: RunRefused when the folder exists (without resume), or holds another run.
+    """
+    record = run_record(run)
+    state, seconds = _opened(folder, record, resume)
+    keeper = _Keeper(folder, seconds)
+    try:
+        synthetic = distill(
+            run.method,
+            run.task,
+            seed=run.seed,
+            steps=run.steps,
+            resume=state,
+            on_step=keeper.keep,
+            cache=cache,
+        )
+    except KeyboardInterrupt:
+        keeper.save()
+        raise
+    keeper.save()
+    synthetic.save(folder / "synthetic.safetensors")
+    write_atomic(folder / "sheet.png", png(real_beside_synthetic(run.task.real, synthetic)))
+    record |= {
+        "finished": True,
+        "steps_done": keeper.done,
+        "seconds": round(keeper.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "bytes": (folder / "synthetic.safetensors").stat().st_size,
+    }
+    write_json(folder / "run.json", record)
+    return record
+
+
+def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, float]:
+    """Make or reopen a run folder; return the state to go on from and the seconds spent."""
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunRefused(
+                f"found {folder} already there; expected a new or empty folder: choose another "
+                "--out, or continue it with --resume"
+            )
+        write_json(folder / "run.json", {**record, "finished": False})
+        return None, 0.0
+    if not (folder / "run.json").is_file():
+        raise RunRefused(f"found no run in {folder}; expected run.json: leave out --resume")
+    old: dict[str, Any] = read_json(folder / "run.json")
+    for name in record:
+        if name not in _MAY_DIFFER and old.get(name) != record[name]:
+            raise RunRefused(
+                f"{folder} holds another run: its {name} is {old.get(name)}; expected "
+                f"{record[name]}: choose another --out or the settings it was begun with"
+            )
+    checkpoint = folder / "checkpoint.safetensors"
+    if not checkpoint.is_file():
+        write_atomic(folder / "log.jsonl", b"")
+        return None, 0.0
+    state, header = load_state(checkpoint)
+    done = int(state["step"])
+    lines = (folder / "log.jsonl").read_text().splitlines() if done else []
+    kept = "".join(line + "\n" for line in lines[:done])
+    write_atomic(folder / "log.jsonl", kept.encode())
+    return state, float(header["seconds"])
+
+
+class _Keeper:
+    """Writes the log line by line and the checkpoint now and then."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.before = folder, seconds
+        self.begin = self.saved = time.monotonic()
+        self.state: State | None = None
+        self.done = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.begin
+
+    def keep(self, state: State, log: Log) -> None:
+        self.state, self.done = state, int(state["step"])
+        line = {"step": self.done, "seconds": round(self.seconds, 3), **log}
+        try:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RunRefused(
+                f"could not write {self.folder / 'log.jsonl'}: {error.strerror}; expected room on "
+                "the disk: free some, then continue with --resume"
+            ) from error
+        if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        if self.state is not None:
+            # The log must never be behind the checkpoint, so it reaches the disk first.
+            with open(self.folder / "log.jsonl", "rb") as file:
+                os.fsync(file.fileno())
+            save_state(
+                self.folder / "checkpoint.safetensors", self.state, {"seconds": self.seconds}
+            )
+            self.saved = time.monotonic()
+
+
+def peak_memory() -> int:
+    """Return the process's peak resident memory in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,87 @@
+"""DM: match the mean features of each class under random networks."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..augment import Draw
+from ..backbones import Network
+from ..features import extract
+from ..records import State
+from ..rng import Rng
+from ..sets import Start
+from .base import Log, Method, Task, moved, pick, started
+
+
+@dataclass(frozen=True)
+class DM(Method):
+    """Distribution matching.
+
+    L = sum_c || mean phi(A_w(T_c)) - mean phi(A_w(S_c)) ||^2, phi a fresh untrained network and w
+    a fresh draw for each class in each step (equation 5)
+    Source: Zhao and Bilen, WACV 2023, arXiv 2110.04181.
+    Departures: images start from noise unless told otherwise (paper: real images); all classes
+    pass the network in one call.
+    """
+
+    iterations: int = 20_000
+    lr_images: float = 1.0
+    momentum: float = 0.5
+    batch_real: int = 256
+    start: Start = "noise"
+    name: ClassVar[str] = "dm"
+    paper: ClassVar[str] = "arXiv 2110.04181"
+
+    def steps(self, task: Task) -> int:
+        """Return the iterations."""
+        return self.iterations
+
+    def as_in_paper(self, task: Task) -> "DM":
+        """Start from real images; the rate is 10 from 100 images per class on."""
+        return replace(self, start="real", lr_images=10.0 if task.ipc >= 100 else 1.0)
+
+    def init(self, task: Task, rng: Rng) -> State:
+        """Return the images at their start."""
+        return started(task, self.start, rng)
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        """Match the class means under one fresh network."""
+        at = rng.child("step", int(state["step"]))
+        network = task.backbone.build(task.real.card, at.at("network"))
+        draws = [
+            task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
+            for c in range(task.classes)
+        ]
+        means = real_means(network, task, draws, self.batch_real, at)
+        images = state["images"].clone().requires_grad_()
+        loss = gap(class_means(network, images, task, draws), means)
+        (gradient,) = torch.autograd.grad(loss, images)
+        state = moved(state, gradient, lr=self.lr_images, momentum=self.momentum)
+        return state, {"loss": float(loss.detach())}
+
+
+def gap(synthetic: Tensor, real: Tensor) -> Tensor:
+    """Return the sum over classes of squared distances of means [k, d]."""
+    return (synthetic - real).square().sum()
+
+
+@torch.no_grad()
+def real_means(network: Network, task: Task, draws: list[Draw], batch: int, rng: Rng) -> Tensor:
+    """Return the mean features [k, d] of a fresh batch of real images of each class."""
+    batches = []
+    for c, members in enumerate(task.real.by_class):
+        index = pick(members, min(batch, len(members)), rng.at("real", c))
+        batches.append(task.augmentation.apply(task.real.normalized(index), draws[c]))
+    features = extract(network, torch.cat(batches)).split([len(b) for b in batches])
+    return torch.stack([f.mean(0) for f in features])
+
+
+def class_means(network: Network, images: Tensor, task: Task, draws: list[Draw]) -> Tensor:
+    """Return the mean features [k, d] of the synthetic images of each class."""
+    parts = [
+        task.augmentation.apply(part, draw)
+        for part, draw in zip(images.split(task.ipc), draws, strict=True)
+    ]
+    return extract(network, torch.cat(parts)).unflatten(0, (task.classes, task.ipc)).mean(1)

@@ -1,0 +1,186 @@
+"""The step that DC and DSA share: match gradients, move the images, train the network on them."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..augment import Augmentation
+from ..backbones import Network
+from ..records import State, to_record
+from ..backbones import to_spec
+from ..rng import Rng
+from ..sets import Recipe, Start
+from ..train import TensorImages, fit, gradient
+from .base import Log, Task, moved, pick, started
+
+# arXiv 2006.05929, appendix: outer and inner loops for these numbers of images per class.
+PAPER_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+NORM_IMAGES = 16  # real images per class that fix the statistics of batch normalization
+
+
+class Settings(Protocol):
+    """The fields of DC and DSA that a step reads."""
+
+    @property
+    def outer_loops(self) -> int | None: ...
+    @property
+    def inner_epochs(self) -> int | None: ...
+    @property
+    def lr_images(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def lr_network(self) -> float: ...
+    @property
+    def batch_real(self) -> int: ...
+    @property
+    def batch_synthetic(self) -> int: ...
+
+
+def loops(ipc: int, outer: int | None = None, inner: int | None = None) -> tuple[int, int]:
+    """Return (outer loops, inner epochs) for any number of images per class.
+
+    The paper's six pairs, linear in between, and as many outer loops as images beyond.
+
+    Example:
+        >>> loops(10), loops(15), loops(100), loops(10, inner=5)
+        ((10, 50), (15, 38), (100, 10), (10, 5))
+    """
+    known = sorted(PAPER_LOOPS)
+    between = np.interp(ipc, known, [PAPER_LOOPS[k][1] for k in known])
+    return outer or ipc, inner or int(between + 0.5)
+
+
+def distance(synthetic: tuple[Tensor, ...], real: tuple[Tensor, ...]) -> Tensor:
+    """Return sum over layers and output rows of 1 - <g, h> / (|g| |h| + 1e-6).
+
+    Convolutions are flattened for each output channel; one-dimensional tensors count nothing.
+    Source: arXiv 2006.05929, equation 10 and its released form.
+    """
+    total = real[0].new_zeros(())
+    for g, h in zip(synthetic, real, strict=True):
+        if g.ndim > 1:
+            g, h = g.flatten(1), h.flatten(1)
+            total = total + (1 - (g * h).sum(1) / (g.norm(dim=1) * h.norm(dim=1) + 1e-6)).sum()
+    return total
+
+
+def start_state(task: Task, start: Start, rng: Rng) -> State:
+    """Return the start of the images with the first network's parameters as `net.NAME`."""
+    network = task.backbone.build(task.real.card, rng.at("network", 0))
+    return {**started(task, start, rng), **_named(network)}
+
+
+def match_step(
+    method: Settings, augmentation: Augmentation, state: State, task: Task, rng: Rng
+) -> tuple[State, Log]:
+    """Do one round: match all classes under the present network, then train it on the images."""
+    step = int(state["step"])
+    outer, inner = loops(task.ipc, method.outer_loops, method.inner_epochs)
+    iteration, round_ = divmod(step, outer)
+    at = rng.child("step", step)
+    network = _network(state, task, rng, iteration if round_ == 0 else None)
+    frozen = network.mixes_images
+    if frozen:
+        _freeze_norms(network, task, at)
+    images = state["images"]
+    gradients, total = [], 0.0
+    for c, part in enumerate(images.split(task.ipc)):
+        gradient_c, loss = _class_gradient(network, part, c, task, augmentation, method, at)
+        gradients.append(gradient_c)
+        total += loss
+    state = moved(state, torch.cat(gradients), lr=method.lr_images, momentum=method.momentum)
+    if round_ < outer - 1:
+        network.train()
+        _train_on(network, state, augmentation, method, inner, task, at)
+    return {**state, **_named(network)}, {"loss": total}
+
+
+def _class_gradient(
+    network: Network,
+    images: Tensor,
+    c: int,
+    task: Task,
+    augmentation: Augmentation,
+    method: Settings,
+    rng: Rng,
+) -> tuple[Tensor, float]:
+    """Return the gradient of the distance in one class's images, and the distance.
+
+    Classes are summed, so each may be differentiated alone: memory holds one class's graph.
+    """
+    members = task.real.by_class[c]
+    index = pick(members, min(method.batch_real, len(members)), rng.at("real", c))
+    draw = augmentation.draw(1, task.real.card.shape, rng.at("augment", c))
+    real = augmentation.apply(task.real.normalized(index), draw)
+    target, _ = gradient(network, real, torch.full((len(real),), c))
+    leaf = images.clone().requires_grad_()
+    loss = F.cross_entropy(network(augmentation.apply(leaf, draw)), torch.full((len(leaf),), c))
+    own = torch.autograd.grad(loss, tuple(network.parameters()), create_graph=True)
+    apart = distance(own, target)
+    (moved_by,) = torch.autograd.grad(apart, leaf)
+    return moved_by, float(apart.detach())
+
+
+def _train_on(
+    network: Network,
+    state: State,
+    augmentation: Augmentation,
+    method: Settings,
+    epochs: int,
+    task: Task,
+    rng: Rng,
+) -> None:
+    """Train the network for `epochs` passes over the synthetic images, plain SGD."""
+    n = len(state["images"])
+    steps = epochs * -(-n // method.batch_synthetic)
+    recipe = Recipe(
+        mean=task.real.card.mean,
+        std=task.real.card.std,
+        backbone=to_spec(task.backbone),
+        augmentation=to_record(augmentation),
+        lr=method.lr_network,
+        momentum=0.0,
+        weight_decay=0.0,
+        steps=2 * steps,  # the rate falls at half of this: never within these steps
+        stop=steps,
+        batch=method.batch_synthetic,
+    )
+    fit(network, TensorImages(state["images"], state["labels"]), recipe, rng.child("inner"))
+
+
+def _network(state: State, task: Task, rng: Rng, fresh: int | None) -> Network:
+    """Return the network of the state, or the fresh one of iteration `fresh`."""
+    network = task.backbone.build(task.real.card, rng.at("network", fresh or 0))
+    if fresh is None:
+        prefix = "net."
+        network.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
+    return network
+
+
+def _named(network: Network) -> State:
+    return {f"net.{name}": value.clone() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def _freeze_norms(network: Network, task: Task, rng: Rng) -> None:
+    """Set batch-norm statistics from real images of every class, then hold them fixed."""
+    index = torch.cat(
+        [
+            pick(members, min(NORM_IMAGES, len(members)), rng.at("norm", c))
+            for c, members in enumerate(task.real.by_class)
+        ]
+    )
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train()
+    network(task.real.normalized(index))
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()

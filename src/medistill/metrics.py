@@ -1,0 +1,120 @@
+"""Scores of predictions, as fractions, and their intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAMES = ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over `n` independent repetitions with its 95% interval (None for one repetition)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def score(values: Sequence[float]) -> Score:
+    """Return mean and 95% t interval: mean +- t(0.975, n - 1) s / sqrt(n).
+
+    Example:
+        >>> score([0.8, 0.9])
+        Score(mean=0.85, low=0.2146898..., high=1.4853101..., n=2)
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Score(mean, None, None, 1)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(t.ppf(0.975, n - 1)) * spread
+    return Score(mean, mean - half, mean + half, n)
+
+
+def gap_closed(
+    synthetic: Sequence[float], random: Sequence[float], full: Sequence[float]
+) -> Score | None:
+    """Return (synthetic - random) / (full - random) with a 95% interval.
+
+    The interval comes from first-order propagation of the three standard errors, with the
+    degrees of freedom of the smallest sample. None where full data is not better than random
+    images, because the ratio then means nothing.
+    """
+    from scipy.stats import t
+
+    arms = [np.asarray(arm, dtype=np.float64) for arm in (synthetic, random, full)]
+    s, r, f = (float(arm.mean()) for arm in arms)
+    n = min(len(arm) for arm in arms)
+    if f <= r:
+        return None
+    value = (s - r) / (f - r)
+    if n < 2:
+        return Score(value, None, None, n)
+    slopes = (1 / (f - r), (s - f) / (f - r) ** 2, -(s - r) / (f - r) ** 2)
+    variance = sum(
+        slope**2 * float(arm.var(ddof=1)) / len(arm) for slope, arm in zip(slopes, arms, strict=True)
+    )
+    half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance)
+    return Score(value, value - half, value + half, n)
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Count predictions, int64 [k, k]: rows are true classes, columns predicted ones."""
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, -1)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error: sum over bins of |accuracy - confidence| n_b / n.
+
+    Source: Guo et al., ICML 2017, equation 3; 15 equal bins of the top probability.
+    """
+    confidence, predicted = probabilities.max(1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (predicted == labels).double() - confidence.double()
+    per_bin = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, gap)
+    return float(per_bin.abs().sum() / len(labels))
+
+
+def area_under_curve(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the area under the ROC curve: of class 1 for two classes, else macro one-vs-rest.
+
+    Classes that are absent from the labels have no curve and are left out; nan if none is left.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    k = probabilities.shape[1]
+    areas = []
+    for c in [1] if k == 2 else range(k):
+        truth = (labels == c).numpy()
+        if 0 < truth.sum() < len(truth):
+            areas.append(float(roc_auc_score(truth, probabilities[:, c].numpy())))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return accuracy, balanced accuracy, AUC, macro F1, calibration error and confusion matrix.
+
+    Shapes: logits [n, k], labels int64 [n]. Recalls and F1 average over classes that occur in
+    the labels.
+    """
+    probabilities = logits.double().softmax(1)
+    counts = confusion(logits.argmax(1), labels, logits.shape[1])
+    right, true, said = counts.diag().double(), counts.sum(1), counts.sum(0)
+    present = true > 0
+    return {
+        "accuracy": float(right.sum() / len(labels)),
+        "balanced_accuracy": float((right / true)[present].mean()),
+        "auc": area_under_curve(probabilities, labels),
+        "f1": float((2 * right / (true + said))[present].mean()),
+        "ece": calibration_error(probabilities, labels),
+        "confusion": counts.tolist(),
+    }

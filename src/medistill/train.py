@@ -1,0 +1,138 @@
+"""The one place where networks are trained."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .augment import Augmentation
+from .backbones import BLOCK, Network
+from .optim import sgd_
+from .records import from_record
+from .rng import Rng
+from .sets import RealSet, Recipe, SyntheticSet
+
+OnMark = Callable[[int, float], None]
+
+
+class Drawable(Protocol):
+    """What a network can be trained on: a number of images, and normalized images by index."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized images [b, c, ...] and labels (int64 [b] or float [b, k])."""
+
+
+class RealImages:
+    """Real images of a set (or of the positions `index`) as training data."""
+
+    def __init__(self, real: RealSet, index: Tensor | None = None) -> None:
+        self.real = real
+        self.index = torch.arange(len(real)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized images and class numbers."""
+        where = self.index[index]
+        return self.real.normalized(where), self.real.labels[where]
+
+
+class TensorImages:
+    """Normalized images and labels in memory as training data."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    @staticmethod
+    def of(synthetic: SyntheticSet) -> "TensorImages":
+        """Return a synthetic set as its recipe normalizes it."""
+        return TensorImages(synthetic.normalized(), synthetic.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels at `index`."""
+        return self.images[index], self.labels[index]
+
+
+def gradient(
+    network: Network, images: Tensor, labels: Tensor
+) -> tuple[tuple[Tensor, ...], float]:
+    """Return the gradient of the mean cross-entropy in all parameters, and the loss.
+
+    The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
+    networks that mix the images of a batch see it whole.
+    """
+    parameters = tuple(network.parameters())
+    size = len(images) if network.mixes_images else BLOCK
+    total: tuple[Tensor, ...] | None = None
+    loss = 0.0
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
+        part = F.cross_entropy(network(x), y, reduction="sum") / len(images)
+        gradients = torch.autograd.grad(part, parameters)
+        loss += float(part.detach())
+        if total is None:
+            total = gradients
+        else:
+            torch._foreach_add_(total, gradients)
+    assert total is not None
+    return total, loss
+
+
+def batch_index(n: int, batch: int, step: int, rng: Rng) -> Tensor:
+    """Return the positions of one batch: whole epochs in random order, the last batch shorter."""
+    if n <= batch:
+        return torch.arange(n)
+    per_epoch = -(-n // batch)
+    epoch, part = divmod(step, per_epoch)
+    order = torch.randperm(n, generator=rng.at("order", epoch))
+    return order[part * batch : (part + 1) * batch]
+
+
+def fit(
+    network: Network,
+    data: Drawable,
+    recipe: Recipe,
+    rng: Rng,
+    *,
+    marks: Sequence[int] = (),
+    on_mark: OnMark | None = None,
+) -> float:
+    """Train a network in place by a recipe and return the last loss.
+
+    SGD with momentum; the rate falls tenfold after half of recipe.steps; training stops after
+    recipe.stop steps. After each step named in `marks`, `on_mark(step, loss)` is called.
+    Source: the common recipe of arXiv 2006.05929 and 2102.08259.
+    Departures: length in steps, not epochs, so that 2 images and 4,708 train equally long; the
+    momentum survives the fall of the rate.
+    """
+    augmentation = from_record(Augmentation, recipe.augmentation)
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    loss = float("nan")
+    for step in range(recipe.stop):
+        images, labels = data.draw(batch_index(len(data), recipe.batch, step, rng))
+        if augmentation.kinds:
+            shape = tuple(images.shape[2:])
+            draw = augmentation.draw(len(images), shape, rng.at("augment", step))
+            images = augmentation.apply(images, draw)
+        gradients, loss = gradient(network, images, labels)
+        lr = recipe.lr if step < (recipe.steps + 1) // 2 else recipe.lr / 10
+        sgd_(
+            parameters,
+            gradients,
+            velocity,
+            lr=lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        if on_mark is not None and step + 1 in marks:
+            on_mark(step + 1, loss)
+    return loss

@@ -1,0 +1,40 @@
+"""What every test runs under: one thread, an own cache, and real data only where it is named."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# More threads than one make small networks slower, and test runs side by side much slower.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point MEDISTILL_CACHE at a folder of this session, so that no run sees another's results."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDISTILL_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Return the folder of real data, or skip the test where there is none."""
+    named = os.environ.get("MEDISTILL_DATA")
+    if not named:
+        pytest.skip("MEDISTILL_DATA is not set: this test reads real data")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.skip(f"MEDISTILL_DATA names {named}, which is no folder: this test reads real data")
+    return folder
+
+
+@pytest.fixture
+def untouched_generator() -> Iterator[None]:
+    """Fail the test when it moved the global generator of torch."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator was used"
