@@ -74,7 +74,9 @@ def cells(only: str | None, budgets: list[int]) -> Iterator[tuple[str, str, str,
 
 def read_rows() -> list[dict[str, Any]]:
     """Return all rows measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
 
 
 def append(rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ FLOORS = (
     ("train", "features"),
     ("sketch",),
     ("methods",),
-    ("distill", "evaluate", "predict", "package"),
+    ("distill", "evaluate", "model", "predict", "package"),
     ("audit", "conformance"),
     ("study", "report"),
     ("demo",),

@@ -27,6 +27,7 @@ _PUBLIC = {
     "ResNet18": "backbones",
     "Rng": "rng",
     "MedistillError": "errors",
+    "train": "model",
 }
 __all__ = ["__version__", *_PUBLIC]
 

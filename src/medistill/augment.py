@@ -140,9 +140,9 @@ def _crop(x: Tensor, p: dict[str, Tensor]) -> Tensor:
     _, _, h, w = x.shape
     rows = torch.arange(h) + p["down"].view(-1, 1)
     columns = torch.arange(w) + p["right"].view(-1, 1)
-    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & (
-        (columns >= 0) & (columns < w)
-    )[:, None, None, :]
+    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[
+        :, None, None, :
+    ]
     rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
     if len(rows) == 1:
         moved = x[:, :, rows[0]][:, :, :, columns[0]]

@@ -1,10 +1,10 @@
 """The one error tree: each message says what was found, what was expected and what to do.
 
-    MedistillError          exit code 1
-    |- UsageError           exit code 2: a flag, a name or a setting that does not exist or fit
-    |- DataError            exit code 3: input data that cannot be used as it is
-    |- PackageRefused       exit code 4: a package that failed a check
-    '- RunRefused           exit code 5: a run that must not start (budget, class too small, disk)
+MedistillError          exit code 1
+|- UsageError           exit code 2: a flag, a name or a setting that does not exist or fit
+|- DataError            exit code 3: input data that cannot be used as it is
+|- PackageRefused       exit code 4: a package that failed a check
+'- RunRefused           exit code 5: a run that must not start (budget, class too small, disk)
 """
 
 from collections.abc import Iterable

@@ -24,7 +24,7 @@ from .sets import Budget, Recipe, Splits, SyntheticSet
 from .train import Drawable, RealImages, TensorImages, fit
 
 RATES = (0.01, 0.03, 0.1)
-# Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, because
+# Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
 # before it the choice on a small validation split is mostly noise.
 MARKS = (0.625, 0.75, 0.875, 1.0)
 FORMAT = "medistill evaluation 1"
@@ -267,7 +267,12 @@ class _Book:
         def make() -> Json:
             begin = time.monotonic()
             network = self._network(seed)
-            fit(network, self.arm.of_seed(seed), from_record(Recipe, recipe), Rng(seed).child("student"))
+            fit(
+                network,
+                self.arm.of_seed(seed),
+                from_record(Recipe, recipe),
+                Rng(seed).child("student"),
+            )
             test = self.splits.test
             scores = evaluate_logits(logits_of_set(network, test), test.labels)
             return {
@@ -286,6 +291,37 @@ class _Book:
         return made
 
     def _network(self, seed: int) -> Network:
-        return self.backbone.build(
-            self.splits.train.card, Rng(seed).child("student").at("network")
-        )
+        return self.backbone.build(self.splits.train.card, Rng(seed).child("student").at("network"))
+
+
+def evaluate_run(
+    folder: Path,
+    splits: Splits,
+    *,
+    students: Sequence[Backbone] | None = None,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    command: str = "",
+    cache: Path | None = None,
+) -> Json:
+    """Evaluate the set of a run folder, write evaluation.json there and return its content.
+
+    `students` are the backbone that distilled the set unless told otherwise; `steps` replaces the
+    length of the recipe's schedule.
+    Raises: DataError when the folder holds no finished run.
+    """
+    synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
+    recipe = synthetic.recipe
+    if steps is not None:
+        recipe = dataclasses.replace(recipe, steps=steps, stop=steps)
+    found = evaluate(
+        synthetic,
+        splits,
+        students=students or [from_spec(recipe.backbone)],
+        seeds=seeds,
+        recipe=recipe,
+        cache=cache,
+    )
+    record = {**found.record(), "command": command, "data": to_record(splits.train.card)}
+    write_json(folder / "evaluation.json", record)
+    return record

@@ -61,7 +61,8 @@ def gap_closed(
         return Score(value, None, None, n)
     slopes = (1 / (f - r), (s - f) / (f - r) ** 2, -(s - r) / (f - r) ** 2)
     variance = sum(
-        slope**2 * float(arm.var(ddof=1)) / len(arm) for slope, arm in zip(slopes, arms, strict=True)
+        slope**2 * float(arm.var(ddof=1)) / len(arm)
+        for slope, arm in zip(slopes, arms, strict=True)
     )
     half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance)
     return Score(value, value - half, value + half, n)

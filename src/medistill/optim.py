@@ -1,16 +1,16 @@
 """Stochastic gradient descent on explicit state, for images, students and inner loops alike."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @torch.no_grad()
 def sgd_(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    velocity: Sequence[Tensor],
+    parameters: Tensors,
+    gradients: Tensors,
+    velocity: Tensors,
     *,
     lr: float,
     momentum: float = 0.0,

@@ -83,6 +83,17 @@ def real_beside_synthetic(
     return sheet(rows)
 
 
+def class_sheet(real: RealSet, per_class: int = 10) -> Image.Image:
+    """Draw the first real images of each class, a row for each."""
+    rows = []
+    for c, name in enumerate(real.card.classes):
+        of_class = real.labels[:, c] == 1 if real.labels.ndim == 2 else real.labels == c
+        here = of_class.nonzero().flatten()[:per_class]
+        if len(here):
+            rows.append((name, real.images[here].float() / 255))
+    return sheet(rows)
+
+
 def _flat(label: str, images: Tensor) -> Tensor:
     """Return [n, 1 or 3, h, w] float32 in [0, 1] on the CPU."""
     if images.ndim not in (4, 5) or 0 in images.shape[1:]:

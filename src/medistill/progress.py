@@ -69,8 +69,6 @@ def _line_writer(what: str, total: int, done: int) -> Advance:
             last = now
             rate = (count - done) / (now - begin)
             left = (total - count) / rate if rate else float("inf")
-            print(
-                f"{what} {count}/{total} {rate:.2f}/s, {left:.0f} s left {note}", file=sys.stderr
-            )
+            print(f"{what} {count}/{total} {rate:.2f}/s, {left:.0f} s left {note}", file=sys.stderr)
 
     return advance

@@ -71,7 +71,8 @@ class RealSet:
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < top:
             raise DataError(
                 f"{self.card.name}: found labels from {int(self.labels.min())} to "
-                f"{int(self.labels.max())}; expected 0 to {top - 1} ({', '.join(self.card.classes)})"
+                f"{int(self.labels.max())}; expected 0 to {top - 1} for its "
+                f"{len(self.card.classes)} classes"
             )
 
     def __len__(self) -> int:
@@ -86,8 +87,8 @@ class RealSet:
     def digest(self) -> str:
         """SHA-256 over shapes, pixels and labels."""
         total = hashlib.sha256(canonical([list(self.images.shape), list(self.labels.shape)]))
-        total.update(self.images.contiguous().numpy())
-        total.update(self.labels.contiguous().numpy())
+        total.update(self.images.contiguous().numpy().data)
+        total.update(self.labels.contiguous().numpy().data)
         return total.hexdigest()
 
     def normalized(self, index: Tensor) -> Tensor:
@@ -117,7 +118,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         if len(given) != 1:
-            raise UsageError(f"found a budget of {given or 'nothing'}; expected one of ipc, images, bytes")
+            raise UsageError(
+                f"found a budget of {given or 'nothing'}; expected one of ipc, images, bytes"
+            )
         name, number = next(iter(given.items()))
         if number < 1:
             raise UsageError(f"found {name} {number}; expected at least 1")

@@ -62,9 +62,7 @@ class TensorImages:
         return self.images[index], self.labels[index]
 
 
-def gradient(
-    network: Network, images: Tensor, labels: Tensor
-) -> tuple[tuple[Tensor, ...], float]:
+def gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], float]:
     """Return the gradient of the mean cross-entropy in all parameters, and the loss.
 
     The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
@@ -114,7 +112,7 @@ def fit(
     momentum survives the fall of the rate.
     """
     augmentation = from_record(Augmentation, recipe.augmentation)
-    parameters = list(network.parameters())
+    parameters: list[Tensor] = list(network.parameters())
     velocity = [torch.zeros_like(p) for p in parameters]
     loss = float("nan")
     for step in range(recipe.stop):

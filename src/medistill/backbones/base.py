@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..records import State
 from ..sets import Card
 
-
 BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
 
 

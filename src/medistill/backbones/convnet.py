@@ -1,5 +1,6 @@
 """ConvNet: the student of the field, in two and three dimensions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid", "gelu"]
 Pooling = Literal["average", "max", "none"]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.01),
     "sigmoid": nn.Sigmoid,
@@ -51,7 +52,8 @@ class InstanceNorm(nn.Module):
         variance = (torch.bmm(average, flat * flat) - mean * mean).clamp_min(0)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         out = flat * scale + (self.bias - mean * scale)
-        return out.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        maps: Tensor = out.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        return maps
 
 
 def norm_layer(kind: Norm, channels: int, dimensions: int) -> nn.Module:

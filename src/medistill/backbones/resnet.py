@@ -1,6 +1,7 @@
 """ResNet-18 for images of 28 to 64 pixels."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class ResNet18(Backbone):
             nn.ReLU(),
         ]
         widths = (w, w, 2 * w, 4 * w, 8 * w)
-        for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
             layers.append(Block(inputs, outputs, 1 if stage == 0 else 2, self.norm))
             layers.append(Block(outputs, outputs, 1, self.norm))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))

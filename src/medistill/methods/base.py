@@ -170,4 +170,3 @@ def selected(task: Task, index: Tensor) -> State:
         "index": index,
         "step": torch.zeros((), dtype=torch.int64),
     }
-

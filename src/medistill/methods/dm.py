@@ -84,4 +84,5 @@ def class_means(network: Network, images: Tensor, task: Task, draws: list[Draw])
         task.augmentation.apply(part, draw)
         for part, draw in zip(images.split(task.ipc), draws, strict=True)
     ]
-    return extract(network, torch.cat(parts)).unflatten(0, (task.classes, task.ipc)).mean(1)
+    features = extract(network, torch.cat(parts))
+    return torch.stack([part.mean(0) for part in features.split(task.ipc)])

@@ -1,11 +1,10 @@
 """The network trained on real images whose features herding and k-center choose by."""
 
-import torch
 from torch import Tensor
 
+from ..backbones import to_spec
 from ..features import of_set
 from ..records import State, to_record
-from ..backbones import to_spec
 from ..rng import Rng
 from ..sets import Recipe
 from ..train import RealImages, fit
@@ -35,5 +34,3 @@ def class_features(task: Task) -> list[Tensor]:
     network.eval()
     features = of_set(network, task.real)
     return [features[members] for members in task.real.by_class]
-
-

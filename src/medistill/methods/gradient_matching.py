@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import Augmentation
-from ..backbones import Network
+from ..backbones import Network, to_spec
 from ..records import State, to_record
-from ..backbones import to_spec
 from ..rng import Rng
 from ..sets import Recipe, Start
 from ..train import TensorImages, fit, gradient
@@ -25,19 +24,32 @@ class Settings(Protocol):
     """The fields of DC and DSA that a step reads."""
 
     @property
-    def outer_loops(self) -> int | None: ...
+    def outer_loops(self) -> int | None:
+        """Rounds of an iteration; None: by the budget."""
+
     @property
-    def inner_epochs(self) -> int | None: ...
+    def inner_epochs(self) -> int | None:
+        """Epochs of the network between rounds; None: by the budget."""
+
     @property
-    def lr_images(self) -> float: ...
+    def lr_images(self) -> float:
+        """Rate of the images."""
+
     @property
-    def momentum(self) -> float: ...
+    def momentum(self) -> float:
+        """Momentum of the images."""
+
     @property
-    def lr_network(self) -> float: ...
+    def lr_network(self) -> float:
+        """Rate of the network."""
+
     @property
-    def batch_real(self) -> int: ...
+    def batch_real(self) -> int:
+        """Real images of a class in one round."""
+
     @property
-    def batch_synthetic(self) -> int: ...
+    def batch_synthetic(self) -> int:
+        """Synthetic images in one step of the network."""
 
 
 def loops(ipc: int, outer: int | None = None, inner: int | None = None) -> tuple[int, int]:

@@ -40,9 +40,7 @@ class KCenter(Method):
         """Choose class by class."""
         chosen = [
             members[spread_out(features, task.ipc)]
-            for members, features in zip(
-                task.real.by_class, class_features(task), strict=True
-            )
+            for members, features in zip(task.real.by_class, class_features(task), strict=True)
         ]
         return selected(task, torch.cat(chosen))
 

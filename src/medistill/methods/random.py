@@ -30,9 +30,7 @@ class Random(Method):
     def init(self, task: Task, rng: Rng) -> State:
         """Choose."""
         generator = rng.at("choice")
-        return selected(
-            task, torch.cat([pick(m, task.ipc, generator) for m in task.real.by_class])
-        )
+        return selected(task, torch.cat([pick(m, task.ipc, generator) for m in task.real.by_class]))
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
         """Change nothing: there is no step to make."""

@@ -26,7 +26,7 @@ def run_facts(run: Json) -> Facts:
         ("Synthetic images", f"{run['images']}{per_class}"),
         ("Started from", str(run.get("start", "unknown"))),
         ("Pixels of real images", _pixels(run.get("real_pixels"))),
-        ("Steps", f"{run['steps']:,}{paper}" if run.get("steps") is not None else ""),
+        ("Steps", f"{_steps(run)}{paper}"),
         ("Backbone", _spec(run.get("backbone"))),
         ("Seed", str(run.get("seed", ""))),
         ("Device", str(run.get("device", ""))),
@@ -39,6 +39,13 @@ def run_facts(run: Json) -> Facts:
         number = finite(run.get(name))
         rows.append((label, amount(number, unit) if number is not None else ""))
     return [(label, value) for label, value in rows if value]
+
+
+def _steps(run: Json) -> str:
+    asked, done = run.get("steps"), run.get("steps_done")
+    if asked is None:
+        return "unknown"
+    return f"{asked:,}" if done in (None, asked) else f"{done:,} of {asked:,}"
 
 
 def _pixels(real: Any) -> str:

@@ -54,7 +54,7 @@ def interval(found: Score) -> str:
     """
     if found.low is None or found.high is None:
         return ""
-    return f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    return f"{100 * found.low:z.1f} to {100 * found.high:z.1f}"
 
 
 def percent(fraction: float) -> str:
@@ -64,7 +64,7 @@ def percent(fraction: float) -> str:
         >>> percent(0.83)
         '83.0%'
     """
-    return f"{100 * fraction:.1f}%"
+    return f"{100 * fraction:z.1f}%"
 
 
 def amount(number: float, unit: str) -> str:
@@ -129,7 +129,7 @@ def _made(run: Json) -> str:
     data = run["data"]
     ipc = f" ({run['ipc']} per class)" if run.get("ipc") else ""
     return (
-        f"{str(run['method']).upper()} distilled the training split of "
+        f"The method {run['method']} distilled the training split of "
         f"{data.get('name', run['source'])} into {run['images']} synthetic images{ipc}."
     )
 

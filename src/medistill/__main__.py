@@ -1,0 +1,5 @@
+"""python -m medistill."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""What all commands share: options, errors in one line, and output for people or for programs."""
+
+import functools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from ..errors import MedistillError, UsageError
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+
+Seed = Annotated[int, typer.Option(help="Number from which every random draw follows.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays on stderr.")
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder to look for known sets in, before $MEDISTILL_DATA and the cache."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download; say where it looked.")]
+Out = Annotated[Path, typer.Option(help="Where to write; an existing result is never overwritten.")]
+SOURCE_HELP = (
+    "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "
+    "folder:PATH, combine:A,B, or an existing path. Options follow after ';' (quote it): "
+    "'folder:scans;size=64'."
+)
+Source = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the library's errors into one line on stderr and the right exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except MedistillError as error:
+            print(f"medistill: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("medistill: stopped; what was saved can go on with --resume", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def emit(record: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print a result: JSON for programs, text for people."""
+    print(json.dumps(record) if as_json else text)
+
+
+def cache_folder() -> Path:
+    """Return the user's cache: $MEDISTILL_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
+    named = os.environ.get("MEDISTILL_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medistill"
+
+
+def command_line() -> str:
+    """Return the command that is running, as it can be typed again."""
+    return shlex.join(["medistill", *sys.argv[1:]])
+
+
+def extra_fields(arguments: list[str]) -> dict[str, Any]:
+    """Read `--lr-images 0.5 --start real` into fields; values are JSON where they can be.
+
+    Raises: UsageError when a flag has no value or a word is no flag.
+    """
+    fields: dict[str, Any] = {}
+    words = [w for a in arguments for w in (a.split("=", 1) if a.startswith("--") else [a])]
+    while words:
+        flag = words.pop(0)
+        if not flag.startswith("--") or not words:
+            raise UsageError(
+                f"found {flag!r}; expected settings of the method as --name value: see --help"
+            )
+        value = words.pop(0)
+        try:
+            fields[flag[2:].replace("-", "_")] = json.loads(value)
+        except ValueError:
+            fields[flag[2:].replace("-", "_")] = value
+    return fields
+
+
+def scores_text(record: dict[str, Any]) -> str:
+    """Return the score table of an evaluation for the terminal, in percent."""
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC", "f1": "F1"}
+    lines = [" " * 11 + "".join(f"{title:>22}" for title in names.values())]
+    for arm in ("random", "synthetic", "full"):
+        cells = "".join(f"{interval_text(record[arm][name]):>22}" for name in names)
+        lines.append(f"{arm:<11}{cells}")
+    for name, gap in record["gap_closed"].items():
+        text = (
+            "no gap: full data is not better than random images"
+            if gap is None
+            else (interval_text(gap))
+        )
+        lines.append(f"gap closed ({name}): {text}")
+    return "\n".join(lines)
+
+
+def interval_text(score: dict[str, Any]) -> str:
+    """Return `mean [low, high]` in percent."""
+    if score["low"] is None:
+        return f"{100 * score['mean']:.1f}"
+    return f"{100 * score['mean']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

@@ -1,0 +1,68 @@
+"""medistill evaluate: the honest score of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import (
+    SOURCE_HELP,
+    AsJson,
+    DataRoot,
+    Offline,
+    Seed,
+    cache_folder,
+    command_line,
+    emit,
+    guarded,
+    scores_text,
+)
+
+
+@guarded
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder that distill wrote.")],
+    data: Annotated[str, typer.Option(help=SOURCE_HELP)],
+    seeds: Annotated[int, typer.Option(help="Students per arm, each with its own seed.")] = 5,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Students, repeatable; the backbone that distilled the set otherwise."),
+    ] = None,
+    student_steps: Annotated[
+        int | None, typer.Option(help="Length of the training schedule, in steps.")
+    ] = None,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run beside random real images and full data, under one recipe.
+
+    Learning rate and length are chosen on the validation split, the test split is read once.
+    Random and full-data scores are kept in the cache. --seed must be the one of distill where the
+    source is split by seed (folders).
+
+    Example: medistill evaluate runs/first --data phantom
+    """
+    from ..backbones import backbone as read_backbone
+    from ..data import load
+    from ..errors import UsageError
+    from ..evaluate import evaluate_run
+
+    if seeds < 1:
+        raise UsageError(f"found --seeds {seeds}; expected at least 1")
+    if student_steps is not None and student_steps < 1:
+        raise UsageError(f"found --student-steps {student_steps}; expected at least 1")
+    students = [read_backbone(name) for name in backbone or []]
+    splits = load(data, root=data_root, offline=offline, seed=seed)
+    record = evaluate_run(
+        run,
+        splits,
+        students=students or None,
+        seeds=range(seeds),
+        steps=student_steps,
+        command=command_line(),
+        cache=cache_folder(),
+    )
+    shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
+    emit({name: record[name] for name in shown}, scores_text(record), as_json)

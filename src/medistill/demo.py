@@ -1,0 +1,51 @@
+"""The whole story on the built-in phantom set: distill, evaluate, report."""
+
+from pathlib import Path
+
+from .backbones import ConvNet
+from .data import load
+from .distill import Run, distill_to
+from .evaluate import evaluate_run
+from .methods import Task
+from .methods.dm import DM
+from .records import Json
+from .report import report
+from .sets import Budget
+
+SOURCE = "phantom:classes=3,variation=0.4"
+STEPS = 200
+STUDENT_STEPS = 150
+STUDENTS = 3
+
+
+def demo(folder: Path, *, seed: int = 0, cache: Path | None = None) -> Json:
+    """Distill the phantom set to 10 images per class, score it, and write report.html.
+
+    Returns the evaluation's record, with the page's path under `page`.
+    Raises: RunRefused when the folder is there already.
+    """
+    splits = load(SOURCE, offline=True)
+    backbone = ConvNet(width=32)
+    method = DM(iterations=STEPS)
+    command = (
+        f"medistill distill '{SOURCE}' --method dm --iterations {STEPS} --ipc 10 "
+        f"--backbone {backbone.name} --seed {seed} --out {folder}"
+    )
+    task = Task(splits.train, Budget(ipc=10), backbone)
+    distill_to(folder, Run(method, task, seed, SOURCE, command), resume=False, cache=cache)
+    command = (
+        f"medistill evaluate {folder} --data '{SOURCE}' --student-steps {STUDENT_STEPS} "
+        f"--seeds {STUDENTS}"
+    )
+    record = evaluate_run(
+        folder,
+        splits,
+        students=[backbone],
+        seeds=range(STUDENTS),
+        steps=STUDENT_STEPS,
+        command=command,
+        cache=cache,
+    )
+    page = folder / "report.html"
+    report(folder, page)
+    return {**record, "page": str(page)}

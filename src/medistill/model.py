@@ -1,0 +1,69 @@
+"""The receiving side: train a model on a synthetic set by its recipe, test it, save it."""
+
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .backbones import Network, from_spec
+from .errors import DataError
+from .features import logits_of_set
+from .metrics import evaluate_logits
+from .records import Json, from_record, load_state, read_json, save_state, to_record
+from .rng import Rng
+from .sets import Card, RealSet, Recipe, SyntheticSet
+from .train import TensorImages, fit
+
+FORMAT = "medistill model 1"
+
+
+def train(synthetic: SyntheticSet, recipe: Recipe | None = None, *, seed: int = 0) -> Network:
+    """Return a network trained on a synthetic set by `recipe` (the set's own otherwise)."""
+    by = recipe or synthetic.recipe
+    rng = Rng(seed).child("student")
+    network = from_spec(by.backbone).build(synthetic.card, rng.at("network"))
+    fit(network, TensorImages.of(synthetic), by, rng)
+    return network
+
+
+def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
+    """Return a run's set, the recipe chosen for it on validation data, and its declared scores.
+
+    Before `evaluate` has run there is no choice yet: the set's own recipe, and no scores.
+    Raises: DataError when the folder holds no finished run.
+    """
+    synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return synthetic, synthetic.recipe, None
+    evaluation: dict[str, Any] = read_json(path)
+    return (
+        synthetic,
+        from_record(Recipe, evaluation["recipes"]["synthetic"]),
+        evaluation["synthetic"],
+    )
+
+
+def test(network: Network, real: RealSet) -> Json:
+    """Return the scores of a network on a split of local data."""
+    return evaluate_logits(logits_of_set(network, real), real.labels)
+
+
+def save(path: Path, network: Network, recipe: Recipe, card: Card) -> None:
+    """Write weights as safetensors, with the recipe and the card in the header."""
+    header: Json = {"format": FORMAT, "version": __version__}
+    header |= {"recipe": to_record(recipe), "card": to_record(card)}
+    save_state(path, network.state_dict(), header)
+
+
+def load(path: Path) -> tuple[Network, Recipe, Card]:
+    """Read a model that `save` wrote.
+
+    Raises: DataError when the file is missing, damaged or holds something else.
+    """
+    state, header = load_state(path)
+    if header.get("format") != FORMAT:
+        raise DataError(f"{path} holds no model; expected one written by train")
+    recipe, card = from_record(Recipe, header["recipe"]), from_record(Card, header["card"])
+    network = from_spec(recipe.backbone).build(card, Rng(0).at("replaced"))
+    network.load_state_dict(state)
+    return network, recipe, card
