@@ -21,7 +21,7 @@ from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
 from .sets import Budget, Recipe, Splits, SyntheticSet
-from .train import Drawable, RealImages, TensorImages, fit
+from .train import Drawable, RealImages, TensorImages, balanced_index, fit
 
 RATES = (0.01, 0.03, 0.1)
 # Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
@@ -32,7 +32,8 @@ PROTOCOL = (
     "Each arm (synthetic, random real images of the same number, full training data) trains its "
     "students by one recipe. For each arm and backbone, pilot students with a seed of their own "
     "choose the learning rate and the number of steps by balanced accuracy on the validation "
-    "split (ties: lower cross-entropy). The test split is read once by each student at the end."
+    "split (ties: lower cross-entropy). Full data is drawn with all classes equally often, as the "
+    "other arms hold them. The test split is read once by each student at the end."
 )
 INTERVAL = (
     "95% t interval over students; each random student has its own draw of images. The interval "
@@ -173,8 +174,9 @@ def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
 
 
 def full_arm(splits: Splits) -> Arm:
-    """Return the arm that trains on the whole training split."""
-    return Arm("full", len(splits.train), "", lambda seed: RealImages(splits.train))
+    """Return the arm that trains on the whole training split, its classes equally often."""
+    index = balanced_index(splits.train)
+    return Arm("full", len(splits.train), "balanced", lambda seed: RealImages(splits.train, index))
 
 
 class _Book:

@@ -43,6 +43,23 @@ class RealImages:
         return self.real.normalized(where), self.real.labels[where]
 
 
+def balanced_index(real: RealSet) -> Tensor:
+    """Return positions in which every class stands as often as the largest one.
+
+    Images of smaller classes are repeated, so that a student of all real images starts from the
+    same even prior as a student of a set with equally many images per class.
+
+    Example:
+        >>> from medistill import load
+        >>> real = load("phantom:n=40").train
+        >>> len(balanced_index(real)) == 2 * max(map(len, real.by_class))
+        True
+    """
+    largest = max(map(len, real.by_class))
+    numbers = torch.arange(largest)
+    return torch.cat([members[numbers % len(members)] for members in real.by_class])
+
+
 class TensorImages:
     """Normalized images and labels in memory as training data."""
 
