@@ -98,7 +98,7 @@ def _crop_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor
 def _cutout_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
     sides = torch.tensor(shape).view(2, 1)
     cut = torch.tensor([_pixels(a.cutout, side) for side in shape]).view(2, 1)
-    # As the reference: the center lies anywhere, one step further where the square is odd.
+    # As the reference: the center lies anywhere, one step further where the side is even.
     first = (u[:2] * (sides + 1 - cut % 2)).long() - cut // 2
     return {"top": first[0], "left": first[1], "height": cut[0], "width": cut[1]}
 

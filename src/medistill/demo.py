@@ -12,27 +12,29 @@ from .records import Json
 from .report import report
 from .sets import Budget
 
-SOURCE = "phantom:classes=3,variation=0.4"
-STEPS = 200
-STUDENT_STEPS = 150
-STUDENTS = 3
+SOURCE = "phantom:classes=3,variation=0.3,n=600"
+IPC = 2
+STEPS = 300
+STUDENT_STEPS = 100
+STUDENTS = 5
 
 
 def demo(folder: Path, *, seed: int = 0, cache: Path | None = None) -> Json:
-    """Distill the phantom set to 10 images per class, score it, and write report.html.
+    """Distill the phantom set to 2 images per class, score it, and write report.html.
 
     Returns the evaluation's record, with the page's path under `page`.
     Raises: RunRefused when the folder is there already.
     """
     splits = load(SOURCE, offline=True)
-    backbone = ConvNet(width=32)
-    method = DM(iterations=STEPS)
+    backbone = ConvNet(width=16)
+    method = DM()
     command = (
-        f"medistill distill '{SOURCE}' --method dm --iterations {STEPS} --ipc 10 "
+        f"medistill distill '{SOURCE}' --method dm --steps {STEPS} --ipc {IPC} "
         f"--backbone {backbone.name} --seed {seed} --out {folder}"
     )
-    task = Task(splits.train, Budget(ipc=10), backbone)
-    distill_to(folder, Run(method, task, seed, SOURCE, command), resume=False, cache=cache)
+    task = Task(splits.train, Budget(ipc=IPC), backbone)
+    run = Run(method, task, seed, SOURCE, command, STEPS)
+    distill_to(folder, run, resume=False, cache=cache)
     command = (
         f"medistill evaluate {folder} --data '{SOURCE}' --student-steps {STUDENT_STEPS} "
         f"--seeds {STUDENTS}"

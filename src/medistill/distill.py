@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .backbones import to_spec
+from .backbones import Backbone, to_spec
 from .errors import RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
@@ -32,7 +32,7 @@ from .records import (
     write_json,
 )
 from .rng import Rng
-from .sets import SyntheticSet
+from .sets import Card, SyntheticSet
 
 CHECKPOINT_EVERY_S = 60.0
 OnStep = Callable[[int, Log], None]
@@ -53,8 +53,7 @@ def distill(
     `steps` cuts the run short (the method's own number otherwise); `resume` continues from a
     state; after each step `on_step(state, log)` is called. A run's draws depend on the seed and
     the step's number, so a resumed run gives the same bits on the same device and versions.
-    Raises: UsageError when the method does not handle the task of the data; RunRefused when the
-    loss is no longer finite.
+    Raises: UsageError when `check` does; RunRefused when the loss is no longer finite.
 
     Example:
         >>> from medistill import Budget, ConvNet, Task, load
@@ -63,12 +62,7 @@ def distill(
         >>> len(distill(Random(), Task(train, Budget(ipc=2), ConvNet(width=8)), seed=0))
         4
     """
-    card = task.real.card
-    if card.task not in method.tasks:
-        raise UsageError(
-            f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
-            f"{method.name}: choose another method"
-        )
+    check(method, task.real.card, task.backbone)
     rng = Rng(seed)
     task = dataclasses.replace(task, prepared=prepared(method, task, cache))
     state = method.init(task, rng) if resume is None else resume
@@ -86,6 +80,20 @@ def distill(
                 on_step(state, log)
             advance(note=f"loss {log['loss']:.4g}")
     return method.finish(state, task, rng)
+
+
+def check(method: Method, card: Card, backbone: Backbone) -> None:
+    """Refuse what cannot be begun, before anything is written.
+
+    Raises: UsageError when the method does not handle the task of the data, or the images are too
+    small for the backbone.
+    """
+    if card.task not in method.tasks:
+        raise UsageError(
+            f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
+            f"{method.name}: choose another method"
+        )
+    backbone.build(card, Rng(0).at("check"))
 
 
 def _finite(value: float) -> bool:
@@ -165,11 +173,13 @@ def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = Non
 
     The folder holds run.json, log.jsonl, checkpoint.safetensors (at most every 60 s and at the
     end), synthetic.safetensors and sheet.png; a run that was killed continues with `resume`.
-    Raises: RunRefused when the folder exists (without resume), or holds another run.
+    Raises: RunRefused when the folder exists (without resume), or holds another run; UsageError
+    when `check` does.
     """
+    check(run.method, run.task.real.card, run.task.backbone)
     record = run_record(run)
     state, seconds = _opened(folder, record, resume)
-    keeper = _Keeper(folder, seconds)
+    keeper = _Keeper(folder, state, seconds)
     try:
         synthetic = distill(
             run.method,
@@ -180,7 +190,7 @@ def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = Non
             on_step=keeper.keep,
             cache=cache,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunRefused):
         keeper.save()
         raise
     keeper.save()
@@ -231,39 +241,47 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
 class _Keeper:
     """Writes the log line by line and the checkpoint now and then."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, state: State | None, seconds: float) -> None:
         self.folder, self.before = folder, seconds
         self.begin = self.saved = time.monotonic()
-        self.state: State | None = None
-        self.done = 0
+        self.state = state
+        self.done = 0 if state is None else int(state["step"])
 
     @property
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.begin
 
     def keep(self, state: State, log: Log) -> None:
-        self.state, self.done = state, int(state["step"])
-        line = {"step": self.done, "seconds": round(self.seconds, 3), **log}
+        done = int(state["step"])
+        line = {"step": done, "seconds": round(self.seconds, 3), **log}
         try:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise RunRefused(
-                f"could not write {self.folder / 'log.jsonl'}: {error.strerror}; expected room on "
-                "the disk: free some, then continue with --resume"
-            ) from error
+            raise self._no_room(error) from error
+        # After the line, never before: an interrupt in between would save a step without its line.
+        self.state, self.done = state, done
         if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
             self.save()
 
     def save(self) -> None:
         if self.state is not None:
             # The log must never be behind the checkpoint, so it reaches the disk first.
-            with open(self.folder / "log.jsonl", "rb") as file:
-                os.fsync(file.fileno())
+            try:
+                with open(self.folder / "log.jsonl", "rb") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise self._no_room(error) from error
             save_state(
                 self.folder / "checkpoint.safetensors", self.state, {"seconds": self.seconds}
             )
             self.saved = time.monotonic()
+
+    def _no_room(self, error: OSError) -> RunRefused:
+        return RunRefused(
+            f"could not write {self.folder / 'log.jsonl'}: {error.strerror}; expected room on "
+            "the disk: free some, then continue with --resume"
+        )
 
 
 def peak_memory() -> int:

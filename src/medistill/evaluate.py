@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 
 from . import __version__
 from .backbones import Backbone, Network, from_spec, to_spec
@@ -16,12 +16,12 @@ from .errors import DataError
 from .features import logits_of_set
 from .methods import Task
 from .methods.random import Random
-from .metrics import NAMES, Score, evaluate_logits, gap_closed, score
+from .metrics import NAMES, Score, evaluate_logits, finite, gap_closed, score
 from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
 from .sets import Budget, Recipe, Splits, SyntheticSet
-from .train import Drawable, RealImages, TensorImages, balanced_index, fit
+from .train import Drawable, RealImages, TensorImages, balanced_index, check_kind, fit
 
 RATES = (0.01, 0.03, 0.1)
 # Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
@@ -106,16 +106,17 @@ def evaluate(
     """Train students on the synthetic set, on random real images and on all, and test them once.
 
     Source: gap closed and baselines as in the project's protocol (docs/evaluation.md).
-    Raises: DataError when the set and the splits are not of one kind (classes, channels, shape).
+    Raises: DataError when the set and the splits are not of one kind (classes, channels, shape),
+    or when the test split holds one class only.
     """
     begin = time.monotonic()
-    card, own = splits.train.card, synthetic.card
-    for name in ("classes", "channels", "shape"):
-        if getattr(card, name) != getattr(own, name):
-            raise DataError(
-                f"found {name} {getattr(card, name)} in {card.name}; expected "
-                f"{getattr(own, name)} as in the synthetic set: evaluate on data of the same kind"
-            )
+    check_kind(splits.train.card, synthetic.card)
+    present = len(splits.test.labels.unique())
+    if present < 2:
+        raise DataError(
+            f"{splits.test.card.name}: found {present} class in the test split; expected at least "
+            "two: scores of one class say nothing"
+        )
     base = recipe or synthetic.recipe
     arms = (synthetic_arm(synthetic), random_arm(synthetic, splits), full_arm(splits))
     rows: list[Json] = []
@@ -238,10 +239,11 @@ class _Book:
         def look(step: int, loss: float) -> None:
             logits = logits_of_set(network, self.splits.val)
             scores = evaluate_logits(logits, self.splits.val.labels)
-            entropy = float(torch.nn.functional.cross_entropy(logits, self.splits.val.labels))
+            entropy = float(F.cross_entropy(finite(logits), self.splits.val.labels))
             names = ("accuracy", "balanced_accuracy")
             curve.append(
-                {"step": step, "loss": loss, "cross_entropy": entropy}
+                {"step": step, "loss": loss if math.isfinite(loss) else None}
+                | {"cross_entropy": entropy}
                 | {name: scores[name] for name in names}
             )
 

@@ -26,8 +26,9 @@ def score(values: Sequence[float]) -> Score:
     """Return mean and 95% t interval: mean +- t(0.975, n - 1) s / sqrt(n).
 
     Example:
-        >>> score([0.8, 0.9])
-        Score(mean=0.85, low=0.2146898..., high=1.4853101..., n=2)
+        >>> found = score([0.8, 0.9])
+        >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), found.n
+        (0.85, 0.215, 1.485, 2)
     """
     from scipy.stats import t
 
@@ -54,7 +55,7 @@ def gap_closed(
     arms = [np.asarray(arm, dtype=np.float64) for arm in (synthetic, random, full)]
     s, r, f = (float(arm.mean()) for arm in arms)
     n = min(len(arm) for arm in arms)
-    if f <= r:
+    if not f > r:  # nan included
         return None
     value = (s - r) / (f - r)
     if n < 2:
@@ -101,13 +102,25 @@ def area_under_curve(probabilities: Tensor, labels: Tensor) -> float:
     return float(np.mean(areas)) if areas else float("nan")
 
 
+def finite(logits: Tensor) -> Tensor:
+    """Return logits float64 with the rows that are not finite set to 0: a network that diverged.
+
+    Example:
+        >>> finite(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]])).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
+    """
+    usable = logits.isfinite().all(1, keepdim=True)
+    return logits.double().masked_fill(~usable, 0.0)
+
+
 def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return accuracy, balanced accuracy, AUC, macro F1, calibration error and confusion matrix.
 
     Shapes: logits [n, k], labels int64 [n]. Recalls and F1 average over classes that occur in
-    the labels.
+    the labels. Rows that are not finite say nothing: all their classes count as equally likely.
     """
-    probabilities = logits.double().softmax(1)
+    logits = finite(logits)
+    probabilities = logits.softmax(1)
     counts = confusion(logits.argmax(1), labels, logits.shape[1])
     right, true, said = counts.diag().double(), counts.sum(1), counts.sum(0)
     present = true > 0

@@ -1,5 +1,7 @@
 """The receiving side: train a model on a synthetic set by its recipe, test it, save it."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from .metrics import evaluate_logits
 from .records import Json, from_record, load_state, read_json, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, Recipe, SyntheticSet
-from .train import TensorImages, fit
+from .train import TensorImages, check_kind, fit
 
 FORMAT = "medistill model 1"
 
@@ -21,7 +23,7 @@ def train(synthetic: SyntheticSet, recipe: Recipe | None = None, *, seed: int = 
     by = recipe or synthetic.recipe
     rng = Rng(seed).child("student")
     network = from_spec(by.backbone).build(synthetic.card, rng.at("network"))
-    fit(network, TensorImages.of(synthetic), by, rng)
+    fit(network, TensorImages.of(dataclasses.replace(synthetic, recipe=by)), by, rng)
     return network
 
 
@@ -43,9 +45,18 @@ def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
     )
 
 
-def test(network: Network, real: RealSet) -> Json:
-    """Return the scores of a network on a split of local data."""
-    return evaluate_logits(logits_of_set(network, real), real.labels)
+def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
+    """Return the scores of a network on a split of local data, normalized as its recipe says.
+
+    `card` is that of the set the network was trained on. AUC is None where the split holds one
+    class only.
+    Raises: DataError when the local data is of another kind (classes, channels, shape).
+    """
+    check_kind(real.card, card)
+    seen = dataclasses.replace(real.card, mean=recipe.mean, std=recipe.std)
+    logits = logits_of_set(network, dataclasses.replace(real, card=seen))
+    scores = evaluate_logits(logits, real.labels)
+    return scores | {"auc": None if math.isnan(scores["auc"]) else scores["auc"]}
 
 
 def save(path: Path, network: Network, recipe: Recipe, card: Card) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .augment import Augmentation
 from .backbones import BLOCK, Network
+from .errors import DataError
 from .optim import sgd_
 from .records import from_record
 from .rng import Rng
-from .sets import RealSet, Recipe, SyntheticSet
+from .sets import Card, RealSet, Recipe, SyntheticSet
 
 OnMark = Callable[[int, float], None]
 
@@ -77,6 +78,19 @@ class TensorImages:
     def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and labels at `index`."""
         return self.images[index], self.labels[index]
+
+
+def check_kind(found: Card, expected: Card) -> None:
+    """Refuse data of another kind than a network was, or is to be, trained on.
+
+    Raises: DataError when classes, channels or shape differ.
+    """
+    for name in ("classes", "channels", "shape"):
+        if getattr(found, name) != getattr(expected, name):
+            raise DataError(
+                f"found {name} {getattr(found, name)} in {found.name}; expected "
+                f"{getattr(expected, name)} as in the synthetic set: use data of the same kind"
+            )
 
 
 def gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], float]:

@@ -45,7 +45,7 @@ def backbone(name: str) -> Backbone:
     if rest and rest[-1] in _NORMS and family != "mlp":
         fields["norm"] = rest.pop()
     numbers = _NUMBERS[family]
-    if len(rest) > len(numbers) or not all(part.isdigit() and int(part) for part in rest):
+    if len(rest) > len(numbers) or not all(part.isdecimal() and int(part) for part in rest):
         raise UsageError(
             f"found backbone {name!r}; expected {'-'.join((family, *map(str.upper, numbers)))}, "
             f"perhaps followed by a norm ({', '.join(_NORMS)})"

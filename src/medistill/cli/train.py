@@ -36,14 +36,13 @@ def train(
     synthetic, recipe, scores = declared(run)
     splits = load(data, root=data_root, offline=offline, seed=seed) if data else None
     network = train_model(synthetic, recipe, seed=seed)
+    local = test(network, splits.test, recipe, synthetic.card) if splits else None
     save(out, network, recipe, synthetic.card)
-    local = test(network, splits.test) if splits else None
     told = scores["accuracy"] if scores else None
     lines = [f"model in {out}"]
     if local:
-        lines.append(
-            f"accuracy on {data}: {100 * local['accuracy']:.1f}, AUC {100 * local['auc']:.1f}"
-        )
+        area = "undefined" if local["auc"] is None else f"{100 * local['auc']:.1f}"
+        lines.append(f"accuracy on {data}: {100 * local['accuracy']:.1f}, AUC {area}")
     if told:
         lines.append(f"declared accuracy: {interval_text(told)}")
     record = {

@@ -26,8 +26,10 @@ class Task:
     """All that a method may see: the training split, the budget and the backbone.
 
     `prepared` holds what the method's own `prepare` returned. There is no other split here, so
-    a method cannot look at test images.
-    Raises: RunRefused when a class has fewer images than the budget asks for.
+    a method cannot look at test images. Flips are left out where the card says that a mirrored
+    image would have another class.
+    Raises: RunRefused when a class has fewer images than the budget asks for (multi-label images
+    have no class of their own to count).
     """
 
     real: RealSet
@@ -37,6 +39,10 @@ class Task:
     prepared: State = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.real.card.flips:
+            object.__setattr__(self, "augmentation", self.augmentation.without_flips())
+        if self.real.card.task == "multi-label":
+            return
         for name, members in zip(self.real.card.classes, self.real.by_class, strict=True):
             if len(members) < self.ipc:
                 raise RunRefused(
@@ -98,7 +104,7 @@ class Method(ABC):
             settings=to_record(self),
             seed=rng.seed,
             start=self.start,
-            real_pixels=self.start == "real",
+            real_pixels=self.start == "real" or "index" in state,
             data_digest=card.digest,
             version=__version__,
         )
@@ -140,7 +146,12 @@ def started(task: Task, start: Start, rng: Rng) -> State:
         images = task.real.normalized(torch.cat(index))
     elif start == "class-mean":
         parts = []
-        for members in task.real.by_class:
+        for name, members in zip(task.real.card.classes, task.real.by_class, strict=True):
+            if len(members) < 2:
+                raise RunRefused(
+                    f"found 1 training image of class {name!r}; expected 2 or more, because the "
+                    "mean of one is that image: start from noise or add images"
+                )
             spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
             noise = torch.randn((task.ipc, *mean.shape), generator=generator)
             parts.append(mean + 0.1 * spread.sqrt() * noise)

@@ -1,14 +1,13 @@
 """K-center: real images that cover their class in feature space."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..records import State
 from ..rng import Rng
-from ..sets import Start
 from .base import Log, Method, Task, selected
 from .feature_net import class_features, trained
 
@@ -24,7 +23,7 @@ class KCenter(Method):
     """
 
     feature_steps: int = 300
-    start: Start = "real"
+    start: Literal["real"] = "real"
     name: ClassVar[str] = "kcenter"
     paper: ClassVar[str] = "Sener and Savarese, ICLR 2018"
 

@@ -1,13 +1,12 @@
 """Random real images: the baseline of every result."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
 from ..records import State
 from ..rng import Rng
-from ..sets import Start
 from .base import Log, Method, Task, pick, selected
 
 
@@ -19,7 +18,7 @@ class Random(Method):
     Departures: none known.
     """
 
-    start: Start = "real"
+    start: Literal["real"] = "real"
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "arXiv 2006.05929"
 

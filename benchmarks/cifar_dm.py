@@ -1,0 +1,112 @@
+"""DM on CIFAR-10, ten images per class: the curve that holds our DM against the published one.
+
+    python benchmarks/cifar_dm.py run --minutes 60
+    python benchmarks/cifar_dm.py show
+
+`run` goes on from where it stopped, in a folder below the system's temporary folder, and every
+EVERY steps trains STUDENTS students on the images of that moment; their test accuracy is a curve,
+and nothing is chosen by it. One JSON line for each student goes to results/cifar_dm.jsonl. The
+published values are 48.9% after 20,000 steps, of 84.8% with all images (arXiv 2110.04181); these
+files are JPEG, so compare with their own ceiling, which `run --full` measures.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medistill import __version__
+from medistill.backbones import ConvNet
+from medistill.data import load
+from medistill.evaluate import arm_rows, full_arm, random_arm, synthetic_arm
+from medistill.methods import Task
+from medistill.methods.dm import DM
+from medistill.records import load_state, save_state
+from medistill.rng import Rng
+from medistill.sets import Budget, Splits
+
+RESULTS = Path(__file__).parent / "results" / "cifar_dm.jsonl"
+IPC, EVERY, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 250, 2, 600, 5000
+SEED = 0
+
+
+def read(folder: Path) -> Splits:
+    """Return CIFAR-10, unpacked below `folder`; validation images are cut off its training set."""
+    if not (folder / "train").is_dir():
+        archive = Path(os.environ["MEDISTILL_DATA"]) / "cifar10" / "cifar10_jpeg.tar.gz"
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    top = next(path.parent for path in folder.rglob("train") if path.is_dir())
+    return load(f"folder:{top}")
+
+
+def write(rows: list[dict[str, Any]], arm: str, step: int) -> None:
+    """Append rows and print their mean."""
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"step": step, "version": __version__, **row}) + "\n")
+    mean = sum(row["accuracy"] for row in rows) / len(rows)
+    print(f"{arm} step {step}: {100 * mean:.1f}%", flush=True)
+
+
+def run(minutes: float, full: bool) -> None:
+    """Distill for so many minutes, scoring now and then."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    folder = Path(tempfile.gettempdir()) / "medistill-cifar"
+    folder.mkdir(exist_ok=True)
+    splits = read(folder)
+    backbone = ConvNet()
+    task = Task(splits.train, Budget(ipc=IPC), backbone)
+    method = DM().as_in_paper(task)
+    rng = Rng(SEED)
+    path = folder / "state.safetensors"
+    state = load_state(path)[0] if path.is_file() else method.init(task, rng)
+    base = dataclasses.replace(
+        method.finish(state, task, rng).recipe, steps=STUDENT_STEPS, stop=STUDENT_STEPS
+    )
+    if full:
+        longer = dataclasses.replace(base, steps=FULL_STEPS, stop=FULL_STEPS, lr=0.03)
+        arm = full_arm(splits)
+        write(arm_rows(arm, splits, longer, backbone, seeds=[0], rates=())[0], "full", 0)
+        return
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end and int(state["step"]) < method.steps(task):
+        step = int(state["step"])
+        if step % EVERY == 0:
+            save_state(path, state, {"step": step})
+            synthetic = method.finish(state, task, rng)
+            arms = [synthetic_arm(synthetic)] + [random_arm(synthetic, splits)] * (step == 0)
+            for arm in arms:
+                rows, _ = arm_rows(arm, splits, base, backbone, seeds=range(STUDENTS), rates=())
+                write(rows, arm.name, step)
+        state, _ = method.step(state, task, rng)
+    save_state(path, state, {"step": int(state["step"])})
+
+
+def show() -> None:
+    """Print the curve."""
+    curve: dict[tuple[str, int], list[float]] = {}
+    for line in RESULTS.read_text().splitlines():
+        row = json.loads(line)
+        curve.setdefault((row["arm"], row["step"]), []).append(row["accuracy"])
+    for (arm, step), values in sorted(curve.items()):
+        print(f"{arm:<10}{step:>7} {100 * sum(values) / len(values):.1f}% ({len(values)} students)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=["run", "show"])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--full", action="store_true", help="measure the full-data ceiling")
+    given = parser.parse_args()
+    if given.verb == "run":
+        run(given.minutes, given.full)
+    else:
+        show()

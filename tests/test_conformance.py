@@ -1,0 +1,204 @@
+"""The conformance suite: every method passes every check, and broken methods fail the right one."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from medistill import conformance
+from medistill.conformance import CHECKS, Check, check_method
+from medistill.errors import MedistillError
+from medistill.methods import METHODS, Log, Method, Task
+from medistill.records import State
+from medistill.rng import Rng
+from medistill.sets import Start, SyntheticSet
+from third_party import ToMean
+
+# Short versions of the methods: the suite asks for no more steps than these.
+SHORT = {"iterations": 24, "feature_steps": 2, "batch_real": 8}
+
+
+def short(kind: type[Method]) -> Callable[[], Method]:
+    """Return a function that makes a method with few iterations."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return lambda: kind(**{name: value for name, value in SHORT.items() if name in fields})
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
+def test_every_method_passes(kind: type[Method], check: Check) -> None:
+    check(short(kind))
+
+
+def test_the_suite_holds_every_check() -> None:
+    written = [f for name, f in vars(conformance).items() if name.startswith("check_")]
+    assert set(written) - {check_method} == set(CHECKS)
+
+
+def test_a_third_party_needs_no_registration() -> None:
+    check_method(ToMean)
+
+
+class HiddenCounter(ToMean):
+    """Counts its steps on the class, so that two runs share the count."""
+
+    done: ClassVar[list[int]] = [0]
+
+    def init(self, task: Task, rng: Rng) -> State:
+        self.done[0] = 0
+        return super().init(task, rng)
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        after, log = super().step(state, task, rng.child("hidden", self.done[0]))
+        self.done[0] += 1
+        return after, log
+
+
+class Mutates(ToMean):
+    """Moves the images that it was given."""
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        after, log = super().step(state, task, rng)
+        state["images"].copy_(after["images"])
+        return {**after, "images": state["images"]}, log
+
+
+class GlobalGenerator(ToMean):
+    """Draws its start from the global generator."""
+
+    def init(self, task: Task, rng: Rng) -> State:
+        state = super().init(task, rng)
+        return {**state, "images": torch.randn(state["images"].shape)}
+
+
+class IgnoresSeed(ToMean):
+    """Draws from a seed of its own."""
+
+    def init(self, task: Task, rng: Rng) -> State:
+        return super().init(task, Rng(0))
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        return super().step(state, task, Rng(0))
+
+
+class ForgetsVelocity(ToMean):
+    """Keeps the momentum on the class and not in the state."""
+
+    kept: ClassVar[State] = {}
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        if int(state["step"]):
+            state = {**state, "velocity": self.kept["velocity"]}
+        after, log = super().step(state, task, rng)
+        self.kept["velocity"] = after["velocity"]
+        return {**after, "velocity": torch.zeros_like(after["velocity"])}, log
+
+
+class MovesRealPixels(ToMean):
+    """Writes into the real set."""
+
+    def init(self, task: Task, rng: Rng) -> State:
+        task.real.images[0, 0, 0, 0] ^= 1
+        return super().init(task, rng)
+
+
+class TakesRealImages(ToMean):
+    """Puts real images in and says it started from noise."""
+
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        index = torch.cat([members[: task.ipc] for members in task.real.by_class])
+        return super().finish({**state, "images": task.real.normalized(index)}, task, rng)
+
+
+class WalksUphill(ToMean):
+    """Moves against the sign of its gradient."""
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        return dataclasses.replace(ToMean(), lr=-0.1).step(state, task, rng)
+
+
+class NotFinite(ToMean):
+    """Ends in numbers that are none."""
+
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        return super().finish({**state, "images": state["images"] / 0}, task, rng)
+
+
+class WrongLabels(ToMean):
+    """Gives every image to the first class."""
+
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        labels = torch.zeros_like(state["labels"])
+        labels[:, 0] = 1
+        return super().finish({**state, "labels": labels}, task, rng)
+
+
+class GrayOnly(ToMean):
+    """Returns one channel whatever the data has."""
+
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        synthetic = super().finish(state, task, rng)
+        return dataclasses.replace(synthetic, images=synthetic.images[:, :1])
+
+
+class CountsNothing(ToMean):
+    """Leaves the step counter at zero."""
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        after, log = super().step(state, task, rng)
+        return {**after, "step": state["step"]}, log
+
+
+class Undocumented(ToMean):
+    """Pull images to the mean of their class."""
+
+
+class ClaimsMultiLabel(ToMean):
+    """Declares a kind of task that it cannot do."""
+
+    tasks = ("binary", "multi-class", "ordinal", "multi-label")
+
+
+@dataclass
+class Thawed(Method):
+    """A dataclass whose fields may change during a run."""
+
+    start: Start = "noise"
+    name: ClassVar[str] = "thawed"
+    paper: ClassVar[str] = ""
+    steps, init, step = ToMean.steps, ToMean.init, ToMean.step
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (HiddenCounter, conformance.check_resume),
+        (ForgetsVelocity, conformance.check_resume),
+        (Mutates, conformance.check_state),
+        (CountsNothing, conformance.check_state),
+        (GlobalGenerator, conformance.check_global_generator),
+        (GlobalGenerator, conformance.check_seed),
+        (IgnoresSeed, conformance.check_seed),
+        (MovesRealPixels, conformance.check_real_set),
+        (TakesRealImages, conformance.check_origin),
+        (WalksUphill, conformance.check_loss_falls),
+        (NotFinite, conformance.check_shapes),
+        (WrongLabels, conformance.check_shapes),
+        (GrayOnly, conformance.check_channels),
+        (Undocumented, conformance.check_documented),
+        (Thawed, conformance.check_fields),
+        (WalksUphill, conformance.check_short),  # this file is long
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_a_broken_method_fails(broken: type[Method], check: Check) -> None:
+    with pytest.raises(AssertionError, match="; expected"):
+        check(broken)
+
+
+def test_a_method_may_not_declare_what_it_cannot_do() -> None:
+    with pytest.raises((AssertionError, MedistillError)):
+        conformance.check_tasks(ClaimsMultiLabel)
