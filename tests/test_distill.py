@@ -467,3 +467,23 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert losses(folder) == losses(whole)
     one, two = (path / "synthetic.safetensors" for path in (whole, folder))
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"outer_loops": 0}, {"iterations": -1}, {"batch_real": 0}, {"lr_images": -0.1}]
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(UsageError, match=next(iter(fields))):
+        distill_to(folder, run_of(DC(**fields)), resume=False)
+    assert not folder.exists()
+
+
+def test_a_checkpoint_without_its_log_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    distill_to(folder, run_of(steps=2), resume=False)
+    (folder / "log.jsonl").unlink()
+    with pytest.raises(DataError, match="found 0 lines"):
+        distill_to(folder, run_of(steps=2), resume=True)

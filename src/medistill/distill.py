@@ -16,7 +16,7 @@ import torch
 
 from . import __version__
 from .backbones import Backbone, to_spec
-from .errors import RunRefused, UsageError
+from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
 from .progress import progress
@@ -85,14 +85,18 @@ def distill(
 def check(method: Method, card: Card, backbone: Backbone) -> None:
     """Refuse what cannot be begun, before anything is written.
 
-    Raises: UsageError when the method does not handle the task of the data, or the images are too
-    small for the backbone.
+    Raises: UsageError when the method does not handle the task of the data, a count among its
+    settings is below 1 or a rate below 0, or the images are too small for the backbone.
     """
     if card.task not in method.tasks:
         raise UsageError(
             f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
             f"{method.name}: choose another method"
         )
+    for name, value in to_record(method).items():
+        least = 1 if isinstance(value, int) else 0
+        if isinstance(value, int | float) and not value >= least:
+            raise UsageError(f"found {name} {value} for {method.name}; expected {least} or more")
     backbone.build(card, Rng(0).at("check"))
 
 
@@ -232,9 +236,15 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
         return None, 0.0
     state, header = load_state(checkpoint)
     done = int(state["step"])
-    lines = (folder / "log.jsonl").read_text().splitlines() if done else []
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    if len(lines) < done:
+        raise DataError(
+            f"found {len(lines)} lines in {log}; expected {done}, one for each step of the "
+            "checkpoint: begin anew in another folder"
+        )
     kept = "".join(line + "\n" for line in lines[:done])
-    write_atomic(folder / "log.jsonl", kept.encode())
+    write_atomic(log, kept.encode())
     return state, float(header["seconds"])
 
 
