@@ -7,7 +7,15 @@ import torch
 from PIL import Image, ImageChops
 
 from medistill.errors import DataError, UsageError
-from medistill.pictures import GAP_PX, MARGIN_PX, WIDTH_PX, png, real_beside_synthetic, sheet
+from medistill.pictures import (
+    GAP_PX,
+    MARGIN_PX,
+    WIDTH_PX,
+    class_sheet,
+    png,
+    real_beside_synthetic,
+    sheet,
+)
 from medistill.sets import Card, Origin, RealSet, Recipe, SyntheticSet
 
 CARD = Card("toy", "binary", ("left", "right"), 1, (8, 8), (0.5,), (0.2,))
@@ -134,3 +142,9 @@ def test_an_image_with_two_labels_stands_in_both_rows() -> None:
     made = synthetic_set(torch.zeros(0, 1, 8, 8), torch.zeros(0, 2))
     expected = sheet([("left\nreal", images / 255), ("right\nreal", images / 255)])
     assert png(real_beside_synthetic(real, made)) == png(expected)
+
+
+def test_class_sheet_has_a_row_for_each_class_that_has_images() -> None:
+    both = RealSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), CARD)
+    one = RealSet(both.images, torch.zeros(4, dtype=torch.int64), CARD)
+    assert class_sheet(both).height > class_sheet(one).height

@@ -73,10 +73,8 @@ def real_beside_synthetic(
     owner = synthetic.labels.argmax(1)
     rows = []
     for c, name in enumerate(real.card.classes):
-        of_class = real.labels[:, c] == 1 if real.labels.ndim == 2 else real.labels == c
-        here = of_class.nonzero().flatten()[:per_class]
-        if len(here):
-            rows.append((f"{name}\nreal", real.images[here].float() / 255))
+        if len(first := _first(real, c, per_class)):
+            rows.append((f"{name}\nreal", first))
         made = (owner == c).nonzero().flatten()[:per_class]
         if len(made):
             rows.append((f"{name}\nsynthetic", synthetic.images[made]))
@@ -85,13 +83,14 @@ def real_beside_synthetic(
 
 def class_sheet(real: RealSet, per_class: int = 10) -> Image.Image:
     """Draw the first real images of each class, a row for each."""
-    rows = []
-    for c, name in enumerate(real.card.classes):
-        of_class = real.labels[:, c] == 1 if real.labels.ndim == 2 else real.labels == c
-        here = of_class.nonzero().flatten()[:per_class]
-        if len(here):
-            rows.append((name, real.images[here].float() / 255))
-    return sheet(rows)
+    rows = [(name, _first(real, c, per_class)) for c, name in enumerate(real.card.classes)]
+    return sheet([row for row in rows if len(row[1])])
+
+
+def _first(real: RealSet, c: int, count: int) -> Tensor:
+    """Return the first images of a class, in [0, 1]."""
+    of_class = real.labels[:, c] == 1 if real.labels.ndim == 2 else real.labels == c
+    return real.images[of_class.nonzero().flatten()[:count]].float() / 255
 
 
 def _flat(label: str, images: Tensor) -> Tensor:

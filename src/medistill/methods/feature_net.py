@@ -1,5 +1,10 @@
-"""The network trained on real images whose features herding and k-center choose by."""
+"""What herding and k-center share: a choice of images by the features of a trained network."""
 
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from ..backbones import to_spec
@@ -8,7 +13,37 @@ from ..records import State, to_record
 from ..rng import Rng
 from ..sets import Recipe
 from ..train import RealImages, fit
-from .base import Task
+from .base import Log, Method, Task, selected
+
+
+@dataclass(frozen=True)
+class FeatureSelection(Method):
+    """A choice of real images, class by class, by the features of a network trained on all."""
+
+    feature_steps: int = 300
+    start: Literal["real"] = "real"
+
+    @abstractmethod
+    def choose(self, features: Tensor, count: int) -> Tensor:
+        """Return the positions of `count` rows of one class's features [n, d]."""
+
+    def steps(self, task: Task) -> int:
+        """Return 0: the choice is made at once."""
+        return 0
+
+    def prepare(self, task: Task, rng: Rng) -> State:
+        """Train the feature network."""
+        return trained(task, self.feature_steps, rng)
+
+    def init(self, task: Task, rng: Rng) -> State:
+        """Choose class by class."""
+        pairs = zip(task.real.by_class, class_features(task), strict=True)
+        chosen = [members[self.choose(features, task.ipc)] for members, features in pairs]
+        return selected(task, torch.cat(chosen))
+
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        """Change nothing: there is no step to make."""
+        return state, {"loss": 0.0}
 
 
 def trained(task: Task, steps: int, rng: Rng) -> State:

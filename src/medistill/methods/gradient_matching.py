@@ -1,6 +1,7 @@
 """The step that DC and DSA share: match gradients, move the images, train the network on them."""
 
-from typing import Protocol
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,43 +14,43 @@ from ..records import State, to_record
 from ..rng import Rng
 from ..sets import Recipe, Start
 from ..train import TensorImages, fit, gradient
-from .base import Log, Task, moved, pick, started
+from .base import Log, Method, Task, moved, pick, started
 
 # arXiv 2006.05929, appendix: outer and inner loops for these numbers of images per class.
 PAPER_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 NORM_IMAGES = 16  # real images per class that fix the statistics of batch normalization
 
 
-class Settings(Protocol):
-    """The fields of DC and DSA that a step reads."""
+@dataclass(frozen=True)
+class GradientMatching(Method):
+    """What DC and DSA share: their fields, their state and their step; they differ in `view`."""
 
-    @property
-    def outer_loops(self) -> int | None:
-        """Rounds of an iteration; None: by the budget."""
+    iterations: int = 1000
+    outer_loops: int | None = None
+    inner_epochs: int | None = None
+    lr_images: float = 0.1
+    momentum: float = 0.5
+    lr_network: float = 0.01
+    batch_real: int = 256
+    batch_synthetic: int = 256
+    start: Start = "noise"
 
-    @property
-    def inner_epochs(self) -> int | None:
-        """Epochs of the network between rounds; None: by the budget."""
+    @abstractmethod
+    def view(self, task: Task) -> Augmentation:
+        """Return the augmentation under which gradients are matched."""
 
-    @property
-    def lr_images(self) -> float:
-        """Rate of the images."""
+    def steps(self, task: Task) -> int:
+        """Return iterations x outer loops."""
+        return self.iterations * loops(task.ipc, self.outer_loops, self.inner_epochs)[0]
 
-    @property
-    def momentum(self) -> float:
-        """Momentum of the images."""
+    def init(self, task: Task, rng: Rng) -> State:
+        """Return the images at their start, and the first network's parameters as `net.NAME`."""
+        network = task.backbone.build(task.real.card, rng.at("network", 0))
+        return {**started(task, self.start, rng), **_named(network)}
 
-    @property
-    def lr_network(self) -> float:
-        """Rate of the network."""
-
-    @property
-    def batch_real(self) -> int:
-        """Real images of a class in one round."""
-
-    @property
-    def batch_synthetic(self) -> int:
-        """Synthetic images in one step of the network."""
+    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
+        """Match once for all classes, then train the network on the new images."""
+        return match_step(self, self.view(task), state, task, rng)
 
 
 def loops(ipc: int, outer: int | None = None, inner: int | None = None) -> tuple[int, int]:
@@ -80,14 +81,8 @@ def distance(synthetic: tuple[Tensor, ...], real: tuple[Tensor, ...]) -> Tensor:
     return total
 
 
-def start_state(task: Task, start: Start, rng: Rng) -> State:
-    """Return the start of the images with the first network's parameters as `net.NAME`."""
-    network = task.backbone.build(task.real.card, rng.at("network", 0))
-    return {**started(task, start, rng), **_named(network)}
-
-
 def match_step(
-    method: Settings, augmentation: Augmentation, state: State, task: Task, rng: Rng
+    method: GradientMatching, augmentation: Augmentation, state: State, task: Task, rng: Rng
 ) -> tuple[State, Log]:
     """Do one round: match all classes under the present network, then train it on the images."""
     step = int(state["step"])
@@ -117,7 +112,7 @@ def _class_gradient(
     c: int,
     task: Task,
     augmentation: Augmentation,
-    method: Settings,
+    method: GradientMatching,
     rng: Rng,
 ) -> tuple[Tensor, float]:
     """Return the gradient of the distance in one class's images, and the distance.
@@ -141,7 +136,7 @@ def _train_on(
     network: Network,
     state: State,
     augmentation: Augmentation,
-    method: Settings,
+    method: GradientMatching,
     epochs: int,
     task: Task,
     rng: Rng,

@@ -1,19 +1,16 @@
 """Herding: real images whose running mean of features follows the class mean."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..records import State
-from ..rng import Rng
-from .base import Log, Method, Task, selected
-from .feature_net import class_features, trained
+from .feature_net import FeatureSelection
 
 
 @dataclass(frozen=True)
-class Herding(Method):
+class Herding(FeatureSelection):
     """Choose images greedily so that the mean of the chosen features stays near the class mean.
 
     w_0 = mu; x_k = argmax over unused x of <w_{k-1}, phi(x)>; w_k = w_{k-1} + mu - phi(x_k)
@@ -22,30 +19,12 @@ class Herding(Method):
     Departures: the papers do not fix the feature network; ours is the task's backbone.
     """
 
-    feature_steps: int = 300
-    start: Literal["real"] = "real"
     name: ClassVar[str] = "herding"
     paper: ClassVar[str] = "Welling, ICML 2009"
 
-    def steps(self, task: Task) -> int:
-        """Return 0: the choice is made at once."""
-        return 0
-
-    def prepare(self, task: Task, rng: Rng) -> State:
-        """Train the feature network."""
-        return trained(task, self.feature_steps, rng)
-
-    def init(self, task: Task, rng: Rng) -> State:
-        """Choose class by class."""
-        chosen = [
-            members[herd(features, task.ipc)]
-            for members, features in zip(task.real.by_class, class_features(task), strict=True)
-        ]
-        return selected(task, torch.cat(chosen))
-
-    def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
-        """Change nothing: there is no step to make."""
-        return state, {"loss": 0.0}
+    def choose(self, features: Tensor, count: int) -> Tensor:
+        """Return `herd(features, count)`."""
+        return herd(features, count)
 
 
 def herd(features: Tensor, count: int) -> Tensor:
