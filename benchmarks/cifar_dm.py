@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import os
-import tarfile
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -41,8 +41,7 @@ def read(folder: Path) -> Splits:
     """Return CIFAR-10, unpacked below `folder`; validation images are cut off its training set."""
     if not (folder / "train").is_dir():
         archive = Path(os.environ["MEDISTILL_DATA"]) / "cifar10" / "cifar10_jpeg.tar.gz"
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        shutil.unpack_archive(archive, folder)
     top = next(path.parent for path in folder.rglob("train") if path.is_dir())
     return load(f"folder:{top}")
 

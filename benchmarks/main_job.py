@@ -13,7 +13,7 @@ import argparse
 import fcntl
 import json
 import os
-import tarfile
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -93,8 +93,8 @@ def sources(folder: Path) -> dict[str, str]:
     """Return the source of each dataset, with MedNIST unpacked below `folder`."""
     mednist = folder / "mednist"
     if not mednist.exists():
-        with tarfile.open(Path(os.environ["MEDISTILL_DATA"]) / "mednist" / "mednist.tar.gz") as tar:
-            tar.extractall(folder, filter="data")
+        data = Path(os.environ["MEDISTILL_DATA"])
+        shutil.unpack_archive(data / "mednist" / "mednist.tar.gz", folder)
     return {name: source.format(mednist=mednist) for name, source in DATASETS.items()}
 
 
