@@ -244,6 +244,8 @@ def cell_text(rows: Rows, name: str, start: str, ipc: int) -> str:
     if start and all(base):
         gap = gap_closed(accuracies, *([row["accuracy"] for row in arm] for arm in base))
         text += f"; gap {100 * gap.mean:.0f}%" if gap else "; no gap"
+    if start and 1 < len(found) != len(SEEDS):
+        text += f" ({len(found)} seeds)"
     if found[0]["steps"]:
         text += f"; {found[0]['steps']} of {found[0]['paper_steps']:,} steps"
     return text
