@@ -223,7 +223,7 @@ random images; 3 students of full data), then the gap closed between random and 
 the steps made of the paper's. Methods that ran a small fraction of the paper's steps are not at
 their best, above all from noise. MedNIST is resized to 28 pixels and cut to 1,000 images of each
 class. Cells and tables that are missing have not been measured yet. Two rules of the protocol, the
-late stops and the even classes of full data, were settled with PneumoniaMNIST's test scores in view,
+late stops and the even classes of full data, were settled with test scores of PneumoniaMNIST seen,
 so its numbers are no independent confirmation of them.
 """
 ORDER = [
