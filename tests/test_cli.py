@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 import medistill
 from medistill.cli import app
-from medistill.cli.common import cache_folder, command_line, extra_fields
+from medistill.cli.common import command_line, extra_fields
 from medistill.errors import UsageError
+from medistill.places import cache_folder
 
 COMMANDS = ("demo", "distill", "evaluate", "train", "report", "data list", "data fetch")
 SCORE = {"mean", "low", "high", "n"}

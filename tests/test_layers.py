@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each floor imports only from floors below; errors lie under all, the package's face stands on top.
 FLOORS = (
     ("errors",),
-    ("rng", "records", "optim", "progress"),
+    ("places", "rng", "records", "optim", "progress"),
     ("sets", "engine"),
     ("data", "backbones", "augment", "metrics", "pictures"),
     ("train", "features"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import resource
@@ -71,7 +72,7 @@ def distill(
     with progress(f"distill {method.name}", total, done=done) as advance:
         for _ in range(done, total):
             state, log = method.step(state, task, rng)
-            if not all(map(_finite, log.values())):
+            if not all(map(math.isfinite, log.values())):
                 raise RunRefused(
                     f"found a loss of {log['loss']} at step {int(state['step'])}; expected a "
                     "finite one: lower --lr-images; the last checkpoint is kept"
@@ -98,10 +99,6 @@ def check(method: Method, card: Card, backbone: Backbone) -> None:
         if isinstance(value, int | float) and not value >= least:
             raise UsageError(f"found {name} {value} for {method.name}; expected {least} or more")
     backbone.build(card, Rng(0).at("check"))
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def prepared(method: Method, task: Task, cache: Path | None) -> State:

@@ -20,10 +20,10 @@ def extract(network: Network, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def of_set(network: Network, real: RealSet, index: Tensor | None = None) -> Tensor:
+def of_set(network: Network, real: RealSet) -> Tensor:
     """Return features [n, d] of a real set's images, read in order, without a gradient."""
-    where = torch.arange(len(real)) if index is None else index
-    return torch.cat([extract(network, real.normalized(part)) for part in where.split(READ)])
+    blocks = torch.arange(len(real)).split(READ)
+    return torch.cat([extract(network, real.normalized(part)) for part in blocks])
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -54,14 +53,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 def emit(record: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: JSON for programs, text for people."""
     print(json.dumps(record) if as_json else text)
-
-
-def cache_folder() -> Path:
-    """Return the user's cache: $MEDISTILL_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
-    named = os.environ.get("MEDISTILL_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medistill"
 
 
 def command_line() -> str:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .common import AsJson, Seed, cache_folder, emit, guarded, scores_text
+from ..places import cache_folder
+from .common import AsJson, Seed, emit, guarded, scores_text
 
 
 @guarded

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..places import cache_folder
 from .common import (
     AsJson,
     DataRoot,
@@ -12,7 +13,6 @@ from .common import (
     Out,
     Seed,
     Source,
-    cache_folder,
     command_line,
     emit,
     extra_fields,

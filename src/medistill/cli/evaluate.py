@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from ..places import cache_folder
 from .common import (
     SOURCE_HELP,
     AsJson,
     DataRoot,
     Offline,
     Seed,
-    cache_folder,
     command_line,
     emit,
     guarded,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UsageError, nearest
+from ..places import cache_folder
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Where:
     @property
     def cache(self) -> Path:
         """The folder that downloads go to: `root` where given, else the user's cache."""
-        home = os.environ.get("MEDISTILL_CACHE") or Path.home() / ".cache" / "medistill"
-        return self.root or Path(home).expanduser() / "data"
+        return self.root or cache_folder() / "data"
 
     def places(self, *folders: str) -> list[Path]:
         """Return the folders to look in, in order, each followed by its sub-`folders`.

@@ -93,12 +93,6 @@ class Method(ABC):
     def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
         """Return the synthetic set of a state, in the data's intensities."""
         card = task.real.card
-        recipe = Recipe(
-            mean=card.mean,
-            std=card.std,
-            backbone=to_spec(task.backbone),
-            augmentation=to_record(task.augmentation),
-        )
         origin = Origin(
             method=self.name,
             settings=to_record(self),
@@ -109,11 +103,21 @@ class Method(ABC):
             version=__version__,
         )
         images = denormalize(state["images"], card.mean, card.std)
-        return SyntheticSet(images, state["labels"], recipe, origin, card)
+        return SyntheticSet(images, state["labels"], recipe_of(task), origin, card)
 
     def as_in_paper(self, task: Task) -> "Method":
         """Return the method with every field as its paper sets it for this budget."""
         return self
+
+
+def recipe_of(task: Task, augmentation: Augmentation | None = None) -> Recipe:
+    """Return the default recipe for a task's data, backbone and augmentation (or another one)."""
+    return Recipe(
+        mean=task.real.card.mean,
+        std=task.real.card.std,
+        backbone=to_spec(task.backbone),
+        augmentation=to_record(augmentation or task.augmentation),
+    )
 
 
 def one_hot(task: Task) -> Tensor:

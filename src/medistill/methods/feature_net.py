@@ -1,19 +1,17 @@
 """What herding and k-center share: a choice of images by the features of a trained network."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..backbones import to_spec
 from ..features import of_set
-from ..records import State, to_record
+from ..records import State
 from ..rng import Rng
-from ..sets import Recipe
 from ..train import RealImages, fit
-from .base import Log, Method, Task, selected
+from .base import Log, Method, Task, recipe_of, selected
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,8 @@ class FeatureSelection(Method):
 
 def trained(task: Task, steps: int, rng: Rng) -> State:
     """Train the task's backbone on the real training split and return its parameters."""
-    card = task.real.card
-    network = task.backbone.build(card, rng.at("network"))
-    recipe = Recipe(
-        mean=card.mean,
-        std=card.std,
-        backbone=to_spec(task.backbone),
-        augmentation=to_record(task.augmentation),
-        steps=steps,
-        stop=steps,
-    )
+    network = task.backbone.build(task.real.card, rng.at("network"))
+    recipe = replace(recipe_of(task), steps=steps, stop=steps)
     fit(network, RealImages(task.real), recipe, rng.child("fit"))
     return dict(network.state_dict())
 

@@ -1,7 +1,7 @@
 """The step that DC and DSA share: match gradients, move the images, train the network on them."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import Augmentation
-from ..backbones import Network, to_spec
-from ..records import State, to_record
+from ..backbones import Network
+from ..records import State
 from ..rng import Rng
-from ..sets import Recipe, Start
+from ..sets import Start
 from ..train import TensorImages, fit, gradient
-from .base import Log, Method, Task, moved, pick, started
+from .base import Log, Method, Task, moved, pick, recipe_of, started
 
 # arXiv 2006.05929, appendix: outer and inner loops for these numbers of images per class.
 PAPER_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -144,11 +144,8 @@ def _train_on(
     """Train the network for `epochs` passes over the synthetic images, plain SGD."""
     n = len(state["images"])
     steps = epochs * -(-n // method.batch_synthetic)
-    recipe = Recipe(
-        mean=task.real.card.mean,
-        std=task.real.card.std,
-        backbone=to_spec(task.backbone),
-        augmentation=to_record(augmentation),
+    recipe = replace(
+        recipe_of(task, augmentation),
         lr=method.lr_network,
         momentum=0.0,
         weight_decay=0.0,

@@ -1,0 +1,12 @@
+"""Where medistill keeps what it may need again."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the user's cache: $MEDISTILL_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
+    named = os.environ.get("MEDISTILL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medistill"
