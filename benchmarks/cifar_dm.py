@@ -3,11 +3,12 @@
     python benchmarks/cifar_dm.py run --minutes 60
     python benchmarks/cifar_dm.py show
 
-`run` goes on from where it stopped, in a folder below the system's temporary folder, and every
-EVERY steps trains STUDENTS students on the images of that moment; their test accuracy is a curve,
-and nothing is chosen by it. One JSON line for each student goes to results/cifar_dm.jsonl. The
-published values are 48.9% after 20,000 steps, of 84.8% with all images (arXiv 2110.04181); these
-files are JPEG, so compare with their own ceiling, which `run --full` measures.
+`run` goes on from where it stopped, in a folder below the system's temporary folder, and at each
+step that MARKS names trains STUDENTS students on the images of that moment; their test accuracy is
+a curve, and nothing is chosen by it. One JSON line for each student goes to
+results/cifar_dm.jsonl. The published values are 48.9% after 20,000 steps, of 84.8% with all images
+(arXiv 2110.04181); these files are JPEG, so compare with their own ceiling, which `run --full`
+measures.
 """
 
 import argparse
@@ -24,8 +25,9 @@ import torch
 
 from medistill import __version__
 from medistill.backbones import ConvNet
+from medistill.compute import Compute
 from medistill.data import load
-from medistill.evaluate import arm_rows, full_arm, random_arm, synthetic_arm
+from medistill.evaluate import arm_rows, full_arm, synthetic_arm
 from medistill.methods import Task
 from medistill.methods.dm import DM
 from medistill.records import load_state, save_state
@@ -33,7 +35,9 @@ from medistill.rng import Rng
 from medistill.sets import Budget, Splits
 
 RESULTS = Path(__file__).parent / "results" / "cifar_dm.jsonl"
-IPC, EVERY, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 250, 2, 600, 5000
+IPC, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 1, 600, 5000
+MARKS = (0, 300, 1000, 2000, 3000, 5000, 10_000, 20_000)
+COMPUTE = Compute("bfloat16", compile=True)
 SEED = 0
 
 
@@ -62,7 +66,7 @@ def run(minutes: float, full: bool) -> None:
     folder.mkdir(exist_ok=True)
     splits = read(folder)
     backbone = ConvNet()
-    task = Task(splits.train, Budget(ipc=IPC), backbone)
+    task = Task(splits.train, Budget(ipc=IPC), backbone, compute=COMPUTE)
     method = DM().as_in_paper(task)
     rng = Rng(SEED)
     path = folder / "state.safetensors"
@@ -78,13 +82,12 @@ def run(minutes: float, full: bool) -> None:
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end and int(state["step"]) < method.steps(task):
         step = int(state["step"])
-        if step % EVERY == 0:
+        if step in MARKS:
             save_state(path, state, {"step": step})
             synthetic = method.finish(state, task, rng)
-            arms = [synthetic_arm(synthetic)] + [random_arm(synthetic, splits)] * (step == 0)
-            for arm in arms:
-                rows, _ = arm_rows(arm, splits, base, backbone, seeds=range(STUDENTS), rates=())
-                write(rows, arm.name, step)
+            arm = synthetic_arm(synthetic)
+            rows, _ = arm_rows(arm, splits, base, backbone, seeds=range(STUDENTS), rates=())
+            write(rows, arm.name, step)
         state, _ = method.step(state, task, rng)
     save_state(path, state, {"step": int(state["step"])})
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medistill.backbones import (
-    BLOCK,
     MLP,
     Backbone,
     ConvNet,
@@ -20,6 +19,7 @@ from medistill.backbones import (
     to_spec,
 )
 from medistill.backbones.convnet import InstanceNorm
+from medistill.compute import BLOCK
 from medistill.errors import UsageError
 from medistill.features import extract
 from medistill.rng import Rng

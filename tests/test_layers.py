@@ -15,7 +15,7 @@ FLOORS = (
     ("errors",),
     ("places", "rng", "records", "optim", "progress"),
     ("sets", "engine"),
-    ("data", "backbones", "augment", "metrics", "pictures"),
+    ("data", "backbones", "augment", "metrics", "pictures", "compute"),
     ("train", "features"),
     ("sketch",),
     ("methods",),

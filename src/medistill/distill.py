@@ -113,6 +113,7 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
             "data": task.real.digest,
             "backbone": to_spec(task.backbone),
             "augmentation": to_record(task.augmentation),
+            "compute": to_record(task.compute),
             "version": __version__,
         }
     )
@@ -152,6 +153,7 @@ def run_record(run: Run) -> Json:
         "images": run.task.ipc * run.task.classes,
         "backbone": to_spec(run.task.backbone),
         "augmentation": to_record(run.task.augmentation),
+        "compute": to_record(run.task.compute),
         "start": run.method.start,
         "real_pixels": run.method.start == "real",
         "steps": total if run.steps is None else min(run.steps, total),

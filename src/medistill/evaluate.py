@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from . import __version__
 from .backbones import Backbone, Network, from_spec, to_spec
+from .compute import PLAIN, Compute
 from .errors import DataError
 from .features import logits_of_set
 from .methods import Task
@@ -102,6 +103,7 @@ def evaluate(
     recipe: Recipe | None = None,
     rates: Sequence[float] = RATES,
     cache: Path | None = None,
+    compute: Compute = PLAIN,
 ) -> Evaluation:
     """Train students on the synthetic set, on random real images and on all, and test them once.
 
@@ -127,7 +129,7 @@ def evaluate(
         for backbone in students:
             for arm in arms:
                 store = None if arm.name == "synthetic" else cache
-                book = _Book(store, arm, splits, base, backbone)
+                book = _Book(store, arm, splits, base, backbone, compute)
                 tuned = book.tuned(rates, advance)
                 pilots += tuned["pilots"]
                 recipes.setdefault(arm.name, tuned["recipe"])
@@ -144,12 +146,13 @@ def arm_rows(
     seeds: Sequence[int],
     rates: Sequence[float] = RATES,
     cache: Path | None = None,
+    compute: Compute = PLAIN,
 ) -> tuple[list[Json], Json]:
     """Return one arm's rows, a student for each seed, and the recipe that they trained by.
 
     Without `rates` there are no pilots: the students train by `base` as it is.
     """
-    book = _Book(cache, arm, splits, base, backbone)
+    book = _Book(cache, arm, splits, base, backbone, compute)
     with progress(f"{arm.name}", len(rates) + len(seeds)) as advance:
         recipe = book.tuned(rates, advance)["recipe"]
         return [book.row(recipe, seed, advance) for seed in seeds], recipe
@@ -184,9 +187,16 @@ class _Book:
     """The rows of one arm and backbone, read from the cache where they are already there."""
 
     def __init__(
-        self, cache: Path | None, arm: Arm, splits: Splits, base: Recipe, backbone: Backbone
+        self,
+        cache: Path | None,
+        arm: Arm,
+        splits: Splits,
+        base: Recipe,
+        backbone: Backbone,
+        compute: Compute,
     ) -> None:
         self.cache, self.arm, self.splits, self.backbone = cache, arm, splits, backbone
+        self.compute = compute
         card = splits.train.card
         self.base = dataclasses.replace(
             base, mean=card.mean, std=card.std, backbone=to_spec(backbone)
@@ -256,6 +266,7 @@ class _Book:
             Rng(-1).child("student"),
             marks=marks,
             on_mark=look,
+            compute=self.compute,
         )
         return {
             "arm": self.arm.name,
@@ -276,6 +287,7 @@ class _Book:
                 self.arm.of_seed(seed),
                 from_record(Recipe, recipe),
                 Rng(seed).child("student"),
+                compute=self.compute,
             )
             test = self.splits.test
             scores = evaluate_logits(logits_of_set(network, test), test.labels)

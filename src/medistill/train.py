@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .augment import Augmentation
-from .backbones import BLOCK, Network
+from .backbones import Network
+from .compute import PLAIN, Compute
 from .errors import DataError
 from .optim import sgd_
 from .records import from_record
@@ -93,18 +94,21 @@ def check_kind(found: Card, expected: Card) -> None:
             )
 
 
-def gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], float]:
+def gradient(
+    network: Network, images: Tensor, labels: Tensor, compute: Compute = PLAIN
+) -> tuple[tuple[Tensor, ...], float]:
     """Return the gradient of the mean cross-entropy in all parameters, and the loss.
 
     The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
-    networks that mix the images of a batch see it whole.
+    networks that mix the images of a batch see it whole. Images that fill up a block weigh nothing.
     """
     parameters = tuple(network.parameters())
-    size = len(images) if network.mixes_images else BLOCK
+    weights = images.new_full((len(images),), 1 / len(images))
+    run = compute.path(_loss)
     total: tuple[Tensor, ...] | None = None
     loss = 0.0
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        part = F.cross_entropy(network(x), y, reduction="sum") / len(images)
+    for block in compute.blocks(images, labels, weights, whole=network.mixes_images):
+        part = run(network, *block)
         gradients = torch.autograd.grad(part, parameters)
         loss += float(part.detach())
         if total is None:
@@ -113,6 +117,10 @@ def gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[tuple[Te
             torch._foreach_add_(total, gradients)
     assert total is not None
     return total, loss
+
+
+def _loss(network: Network, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    return (F.cross_entropy(network(images), labels, reduction="none") * weights).sum()
 
 
 def batch_index(n: int, batch: int, step: int, rng: Rng) -> Tensor:
@@ -133,6 +141,7 @@ def fit(
     *,
     marks: Sequence[int] = (),
     on_mark: OnMark | None = None,
+    compute: Compute = PLAIN,
 ) -> float:
     """Train a network in place by a recipe and return the last loss.
 
@@ -152,7 +161,7 @@ def fit(
             shape = tuple(images.shape[2:])
             draw = augmentation.draw(len(images), shape, rng.at("augment", step))
             images = augmentation.apply(images, draw)
-        gradients, loss = gradient(network, images, labels)
+        gradients, loss = gradient(network, images, labels, compute)
         lr = recipe.lr if step < (recipe.steps + 1) // 2 else recipe.lr / 10
         sgd_(
             parameters,

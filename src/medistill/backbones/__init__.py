@@ -5,13 +5,12 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from ..records import Json, from_record, to_record
-from .base import BLOCK, Backbone, Network, refresh
+from .base import Backbone, Network, refresh
 from .convnet import ConvNet
 from .mlp import MLP
 from .resnet import ResNet18
 
 __all__ = [
-    "BLOCK",
     "MLP",
     "Backbone",
     "ConvNet",

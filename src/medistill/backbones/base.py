@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -10,8 +11,6 @@ from torch import Tensor, nn
 
 from ..records import State
 from ..sets import Card
-
-BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
 
 
 class Network(nn.Module):
@@ -66,10 +65,9 @@ class Backbone(ABC):
 
     def build(self, card: Card, generator: torch.Generator) -> Network:
         """Return a fresh network for a dataset's channels, shape and classes."""
+        width = _width(self, card.channels, card.shape)
         with torch.device("meta"):
             body = self.body(card.channels, card.shape)
-            probe = torch.empty(2, card.channels, *card.shape)
-            width = body(probe).flatten(1).shape[1]
             network = Network(body, nn.Linear(width, len(card.classes)))
         network = network.to_empty(device="cpu")
         refresh(network, generator)
@@ -78,6 +76,14 @@ class Backbone(ABC):
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.to(memory_format=last)  # type: ignore[call-overload]
         return network
+
+
+@cache
+def _width(backbone: Backbone, channels: int, shape: tuple[int, ...]) -> int:
+    """Return the number of features, from a pass without numbers (20 ms, so done once)."""
+    with torch.device("meta"):
+        probe = torch.empty(2, channels, *shape)
+        return int(backbone.body(channels, shape)(probe).flatten(1).shape[1])
 
 
 @torch.no_grad()

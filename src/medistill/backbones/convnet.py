@@ -27,6 +27,7 @@ class InstanceNorm(nn.Module):
 
     Sums over space are written as matrix products over channels-last memory, because torch's
     own kernels are about seven times slower there on CPUs; values agree to float rounding.
+    Maps of lower precision are normalized in float32, for the variance is a difference of sums.
     Shapes: [n, c, ...] -> [n, c, ...].
     """
 
@@ -45,6 +46,8 @@ class InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized maps."""
         flat = x.movedim(1, -1).flatten(1, -2)
+        if x.dtype == torch.bfloat16:
+            flat = flat.float()
         n, s, _ = flat.shape
         average = flat.new_full((n, 1, s), 1 / s)
         mean = torch.bmm(average, flat)
@@ -52,7 +55,7 @@ class InstanceNorm(nn.Module):
         variance = (torch.bmm(average, flat * flat) - mean * mean).clamp_min(0)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         out = flat * scale + (self.bias - mean * scale)
-        maps: Tensor = out.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        maps: Tensor = out.to(x.dtype).unflatten(1, x.shape[2:]).movedim(-1, 1)
         return maps
 
 

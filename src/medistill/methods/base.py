@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import __version__
 from ..augment import Augmentation
 from ..backbones import Backbone, to_spec
+from ..compute import PLAIN, Compute
 from ..errors import RunRefused, UsageError
 from ..optim import sgd_
 from ..records import State, to_record
@@ -36,6 +37,7 @@ class Task:
     budget: Budget
     backbone: Backbone
     augmentation: Augmentation = field(default_factory=Augmentation)
+    compute: Compute = PLAIN
     prepared: State = field(default_factory=dict)
 
     def __post_init__(self) -> None:

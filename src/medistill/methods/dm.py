@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..augment import Draw
 from ..backbones import Network
-from ..features import extract
+from ..features import extract, extract_fast
 from ..records import State
 from ..rng import Rng
 from ..sets import Start
@@ -74,8 +74,9 @@ def real_means(network: Network, task: Task, draws: list[Draw], batch: int, rng:
     for c, members in enumerate(task.real.by_class):
         index = pick(members, min(batch, len(members)), rng.at("real", c))
         batches.append(task.augmentation.apply(task.real.normalized(index), draws[c]))
-    features = extract(network, torch.cat(batches)).split([len(b) for b in batches])
-    return torch.stack([f.mean(0) for f in features])
+    features = extract_fast(network, torch.cat(batches), task.compute)
+    parts = features.split([len(b) for b in batches])
+    return torch.stack([part.mean(0) for part in parts])
 
 
 def class_means(network: Network, images: Tensor, task: Task, draws: list[Draw]) -> Tensor:

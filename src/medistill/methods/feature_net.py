@@ -48,7 +48,7 @@ def trained(task: Task, steps: int, rng: Rng) -> State:
     """Train the task's backbone on the real training split and return its parameters."""
     network = task.backbone.build(task.real.card, rng.at("network"))
     recipe = replace(recipe_of(task), steps=steps, stop=steps)
-    fit(network, RealImages(task.real), recipe, rng.child("fit"))
+    fit(network, RealImages(task.real), recipe, rng.child("fit"), compute=task.compute)
     return dict(network.state_dict())
 
 
@@ -57,5 +57,5 @@ def class_features(task: Task) -> list[Tensor]:
     network = task.backbone.build(task.real.card, Rng(0).at("replaced"))
     network.load_state_dict(task.prepared)
     network.eval()
-    features = of_set(network, task.real)
+    features = of_set(network, task.real, task.compute)
     return [features[members] for members in task.real.by_class]

@@ -123,7 +123,7 @@ def _class_gradient(
     index = pick(members, min(method.batch_real, len(members)), rng.at("real", c))
     draw = augmentation.draw(1, task.real.card.shape, rng.at("augment", c))
     real = augmentation.apply(task.real.normalized(index), draw)
-    target, _ = gradient(network, real, torch.full((len(real),), c))
+    target, _ = gradient(network, real, torch.full((len(real),), c), task.compute)
     leaf = images.clone().requires_grad_()
     loss = F.cross_entropy(network(augmentation.apply(leaf, draw)), torch.full((len(leaf),), c))
     own = torch.autograd.grad(loss, tuple(network.parameters()), create_graph=True)
@@ -153,7 +153,8 @@ def _train_on(
         stop=steps,
         batch=method.batch_synthetic,
     )
-    fit(network, TensorImages(state["images"], state["labels"]), recipe, rng.child("inner"))
+    data = TensorImages(state["images"], state["labels"])
+    fit(network, data, recipe, rng.child("inner"), compute=task.compute)
 
 
 def _network(state: State, task: Task, rng: Rng, fresh: int | None) -> Network:

@@ -1,0 +1,59 @@
+"""How numbers are computed: in which precision, in which blocks, compiled or not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How numbers are computed; results differ by rounding alone.
+
+    `precision` is that of the side without a gradient: bfloat16 keeps norms and all sums over
+    images in float32. Gradients are always float32. `compile` costs some seconds for each
+    architecture and size of block, and pays on long runs.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch name of `precision`."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def path(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function as it is, or compiled where that is wanted."""
+        return _compiled(function) if self.compile else function
+
+    def blocks(self, *tensors: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, ...]]:
+        """Yield blocks of equally long tensors that fit the cache (or one block of all).
+
+        A compiled path knows few sizes, so there the last block is filled up with zeros.
+        """
+        size = len(tensors[0]) if whole else min(len(tensors[0]), BLOCK)
+        for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+            missing = size - len(block[0])
+            if self.compile and missing:
+                block = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in block)
+            yield block
+
+
+PLAIN = Compute()
+
+
+@cache
+def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function compiled for each size of block; fresh networks share the code."""
+    # The default of 8 is below the sizes and architectures that one study meets.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False)
