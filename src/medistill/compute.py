@@ -1,5 +1,7 @@
 """How numbers are computed: in which precision, in which blocks, compiled or not."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -7,6 +9,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from .errors import UsageError
 
 BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
 
@@ -53,7 +57,15 @@ PLAIN = Compute()
 
 @cache
 def _compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function compiled for each size of block; fresh networks share the code."""
+    """Return a function compiled for each size of block; fresh networks share the code.
+
+    Raises: UsageError when there is no C++ compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UsageError(
+            "found no C++ compiler; expected g++ or clang++ for --compile: install one, or leave "
+            "out --compile"
+        )
     # The default of 8 is below the sizes and architectures that one study meets.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(function, dynamic=False)

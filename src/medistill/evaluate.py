@@ -299,6 +299,7 @@ class _Book:
                 **scores,
                 "lr": recipe["lr"],
                 "stop": recipe["stop"],
+                "compiled": self.compute.compile,
                 "seconds": round(time.monotonic() - begin, 3),
             }
 
@@ -319,6 +320,7 @@ def evaluate_run(
     steps: int | None = None,
     command: str = "",
     cache: Path | None = None,
+    compute: Compute = PLAIN,
 ) -> Json:
     """Evaluate the set of a run folder, write evaluation.json there and return its content.
 
@@ -337,6 +339,7 @@ def evaluate_run(
         seeds=seeds,
         recipe=recipe,
         cache=cache,
+        compute=compute,
     )
     record = {**found.record(), "command": command, "data": to_record(splits.train.card)}
     write_json(folder / "evaluation.json", record)

@@ -160,8 +160,8 @@ class Recipe:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    steps: int = 300
-    stop: int = 300
+    steps: int = 1000
+    stop: int = 1000
     batch: int = 256
     loss: Literal["cross-entropy"] = "cross-entropy"
 

@@ -25,6 +25,12 @@ DataRoot = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download; say where it looked.")]
 Out = Annotated[Path, typer.Option(help="Where to write; an existing result is never overwritten.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the networks: some seconds at the start, faster steps after it."
+    ),
+]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "
     "folder:PATH, combine:A,B, or an existing path. Options follow after ';' (quote it): "

@@ -1,13 +1,14 @@
 """medistill distill: a run folder from a dataset."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..places import cache_folder
 from .common import (
     AsJson,
+    Compile,
     DataRoot,
     Offline,
     Out,
@@ -39,6 +40,10 @@ Augment = Annotated[
 NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="A mirrored image would belong to another class.")
 ]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="Of the real images' way through the networks; gradients stay in float32."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 
 
@@ -54,6 +59,8 @@ def distill(
     paper: Paper = False,
     augment: Augment = "all",
     no_flip: NoFlip = False,
+    precision: Precision = "float32",
+    compile: Compile = False,
     resume: Resume = False,
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -69,6 +76,7 @@ def distill(
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
     from ..backbones import backbone as read_backbone
+    from ..compute import Compute
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
@@ -85,7 +93,8 @@ def distill(
     if no_flip:
         augmentation = augmentation.without_flips()
     splits = load(source, root=data_root, offline=offline, seed=seed)
-    task = Task(splits.train, budget, student, augmentation)
+    compute = Compute(precision, compile)
+    task = Task(splits.train, budget, student, augmentation, compute)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)

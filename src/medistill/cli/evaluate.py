@@ -9,6 +9,7 @@ from ..places import cache_folder
 from .common import (
     SOURCE_HELP,
     AsJson,
+    Compile,
     DataRoot,
     Offline,
     Seed,
@@ -31,6 +32,7 @@ def evaluate(
     student_steps: Annotated[
         int | None, typer.Option(help="Length of the training schedule, in steps.")
     ] = None,
+    compile: Compile = False,
     seed: Seed = 0,
     data_root: DataRoot = None,
     offline: Offline = False,
@@ -45,6 +47,7 @@ def evaluate(
     Example: medistill evaluate runs/first --data phantom
     """
     from ..backbones import backbone as read_backbone
+    from ..compute import Compute
     from ..data import load
     from ..errors import UsageError
     from ..evaluate import evaluate_run
@@ -63,6 +66,7 @@ def evaluate(
         steps=student_steps,
         command=command_line(),
         cache=cache_folder(),
+        compute=Compute(compile=compile),
     )
     shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
     emit({name: record[name] for name in shown}, scores_text(record), as_json)

@@ -1,0 +1,109 @@
+"""The fast ways to compute against the plain one: blocks, bfloat16, compiled code."""
+
+import shutil
+
+import pytest
+import torch
+
+from medistill.augment import Augmentation
+from medistill.backbones import Backbone, ConvNet, ResNet18
+from medistill.compute import BLOCK, PLAIN, Compute, _compiled
+from medistill.conformance import toy
+from medistill.data import load
+from medistill.errors import UsageError
+from medistill.features import extract, extract_fast, of_set
+from medistill.methods import DC, DM, Method, Task
+from medistill.rng import Rng
+from medistill.sets import Budget
+from medistill.train import gradient
+
+REAL = load("phantom:n=120,size=16").train
+COMPILED = Compute(compile=True)
+compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler on this machine")
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the distance of two tensors relative to the size of the second."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def test_blocks_are_cut_and_filled_up_only_for_compiled_code() -> None:
+    x, y = torch.arange(2 * BLOCK + 3), torch.arange(2 * BLOCK + 3) + 1
+    plain = list(PLAIN.blocks(x, y))
+    assert [len(a) for a, _ in plain] == [BLOCK, BLOCK, 3]
+    assert torch.equal(torch.cat([b for _, b in plain]), y)
+    filled = list(COMPILED.blocks(x, y))
+    assert [len(a) for a, _ in filled] == [BLOCK] * 3
+    assert torch.equal(torch.cat([a for a, _ in filled])[: len(x)], x)
+    assert not filled[-1][1][3:].any()
+
+
+def test_few_images_make_one_block_of_their_own_number() -> None:
+    assert [len(a) for (a,) in COMPILED.blocks(torch.ones(20))] == [20]
+    assert [len(a) for (a,) in COMPILED.blocks(torch.ones(50), whole=True)] == [50]
+
+
+@pytest.mark.parametrize("backbone", [ConvNet(2, 16), ConvNet(2, 16, norm="batch"), ResNet18(8)])
+def test_bfloat16_features_lie_near_the_plain_ones(backbone: Backbone) -> None:
+    network = backbone.build(REAL.card, Rng(0).at("network"))
+    images = REAL.normalized(torch.arange(50))
+    exact = extract(network.double(), images.double()).detach()
+    network.float()
+    found = extract_fast(network, images, Compute("bfloat16"))
+    assert found.dtype == torch.float32
+    assert apart(found, exact) < 0.04
+    # Rounding is not biased: the mean over images, all that matching sees, lies nearer still.
+    assert apart(found.mean(0), exact.mean(0)) < 0.02
+    assert apart(extract_fast(network, images), exact) < 1e-5
+
+
+def test_bfloat16_leaves_the_network_as_it_is() -> None:
+    network = ConvNet(2, 16).build(REAL.card, Rng(0).at("network"))
+    of_set(network, REAL, Compute("bfloat16"))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_norms_of_bfloat16_maps_are_summed_in_float32() -> None:
+    network = ConvNet(1, 4).build(REAL.card, Rng(0).at("network"))
+    norm = network.body[1].bfloat16()  # type: ignore[index]
+    x = 30 + torch.randn(2, 4, 16, 16, generator=Rng(0).at("x"))
+    x = x.bfloat16()
+    expected = torch.nn.functional.instance_norm(x.double())
+    # Sums in bfloat16 would leave nothing of a variance of 1 beside a mean of 30.
+    assert (norm(x).double() - expected).abs().max() < 0.05
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.timeout(300)
+def test_compiled_gradient_equals_the_plain_one_though_blocks_are_filled_up() -> None:
+    network = ConvNet(2, 8).build(REAL.card, Rng(0).at("network"))
+    images, labels = REAL.normalized(torch.arange(BLOCK + 5)), REAL.labels[: BLOCK + 5]
+    expected, loss = gradient(network, images, labels)
+    found, found_loss = gradient(network, images, labels, COMPILED)
+    assert found_loss == pytest.approx(loss, rel=1e-5)
+    for f, e in zip(found, expected, strict=True):
+        assert torch.allclose(f, e, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", [DM(batch_real=40), DC(batch_real=40, inner_epochs=2)])
+def test_a_compiled_step_equals_a_plain_one(method: Method) -> None:
+    images = []
+    for compute in (PLAIN, COMPILED):
+        task = Task(toy(), Budget(ipc=2), ConvNet(1, 8), Augmentation(), compute)
+        state = method.init(task, Rng(0))
+        for _ in range(2):
+            state, _ = method.step(state, task, Rng(0))
+        images.append(state["images"])
+    assert torch.allclose(*images, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(images[0], method.init(task, Rng(0))["images"])
+
+
+def test_without_a_compiler_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    _compiled.cache_clear()
+    with pytest.raises(UsageError, match="no C\\+\\+ compiler"):
+        COMPILED.path(apart)
