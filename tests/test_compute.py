@@ -5,20 +5,23 @@ import shutil
 import pytest
 import torch
 
-from medistill.augment import Augmentation
+from medistill.augment import KINDS, Augmentation, Kind
 from medistill.backbones import Backbone, ConvNet, ResNet18
-from medistill.compute import BLOCK, PLAIN, Compute, _compiled
+from medistill.compute import BLOCK, PLAIN, Compute, _compiled, find_device
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.errors import UsageError
 from medistill.features import extract, extract_fast, of_set
 from medistill.methods import DC, DM, Method, Task
+from medistill.methods.base import started
+from medistill.methods.dm import class_means, gap, real_means
 from medistill.rng import Rng
 from medistill.sets import Budget
-from medistill.train import gradient
+from medistill.train import RealImages, TensorImages, gradient
 
 REAL = load("phantom:n=120,size=16").train
 COMPILED = Compute(compile=True)
+META = torch.device("meta")  # holds no numbers, but refuses most mixtures of devices
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler on this machine")
 
 
@@ -81,7 +84,7 @@ def test_compiled_gradient_equals_the_plain_one_though_blocks_are_filled_up() ->
     images, labels = REAL.normalized(torch.arange(BLOCK + 5)), REAL.labels[: BLOCK + 5]
     expected, loss = gradient(network, images, labels)
     found, found_loss = gradient(network, images, labels, COMPILED)
-    assert found_loss == pytest.approx(loss, rel=1e-5)
+    assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
     for f, e in zip(found, expected, strict=True):
         assert torch.allclose(f, e, rtol=1e-4, atol=1e-6)
 
@@ -107,3 +110,47 @@ def test_without_a_compiler_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -
     _compiled.cache_clear()
     with pytest.raises(UsageError, match="no C\\+\\+ compiler"):
         COMPILED.path(apart)
+
+
+def test_the_real_set_moves_as_a_whole_and_its_positions_stay() -> None:
+    positions = REAL.by_class
+    real = REAL.to(META)
+    assert all(map(torch.equal, real.by_class, positions))
+    assert real.device == real.labels.device == real.normalized(torch.arange(3)).device == META
+    assert REAL.device.type == "cpu"
+    assert find_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_is_applied_where_the_images_lie(kind: Kind, n: int) -> None:
+    augmentation = Augmentation(kinds=(kind,))
+    draw = augmentation.draw(n, (16, 16), Rng(0).at("draw"))
+    assert augmentation.apply(torch.empty(6, 3, 16, 16, device=META), draw).device == META
+
+
+def test_all_of_a_step_lies_where_the_real_images_lie() -> None:
+    assert len(REAL.by_class) == 2  # counted before the labels are gone
+    task = Task(REAL.to(META), Budget(ipc=2), ConvNet(2, 8))
+    state = started(task, "noise", Rng(0))
+    assert {name: t.device.type for name, t in state.items() if name != "step"} == dict.fromkeys(
+        ("images", "labels", "velocity"), "meta"
+    )
+    network = task.network(Rng(0).at("network"))
+    draws = [Augmentation().draw(1, (16, 16), Rng(0).at(c)) for c in range(task.classes)]
+    means = real_means(network, task, draws, 8, Rng(0))
+    images = state["images"].requires_grad_()
+    assert gap(class_means(network, images, task, draws), means).device == META
+    for data in (RealImages(task.real), TensorImages(state["images"].detach(), state["labels"])):
+        drawn = data.draw(torch.arange(3))
+        gradients, loss = gradient(network, *drawn)
+        assert {t.device for t in (*drawn, *gradients, loss)} == {META}
+
+
+def test_an_unknown_or_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto").type == "cpu"
+    with pytest.raises(UsageError, match="no GPU"):
+        find_device("cuda")
+    with pytest.raises(UsageError, match="auto, cpu or cuda"):
+        find_device("gpu")

@@ -74,7 +74,8 @@ class Augmentation:
         """Apply a draw to images [b, c, h, w]; pure and differentiable in the images."""
         if draw.kind is None:
             return images
-        return _OPERATIONS[draw.kind](images, draw.values)
+        values = {name: value.to(images.device) for name, value in draw.values.items()}
+        return _OPERATIONS[draw.kind](images, values)
 
 
 def _pixels(fraction: float, side: int) -> int:
@@ -138,8 +139,8 @@ def _color(x: Tensor, p: dict[str, Tensor]) -> Tensor:
 
 def _crop(x: Tensor, p: dict[str, Tensor]) -> Tensor:
     _, _, h, w = x.shape
-    rows = torch.arange(h) + p["down"].view(-1, 1)
-    columns = torch.arange(w) + p["right"].view(-1, 1)
+    rows = torch.arange(h, device=x.device) + p["down"].view(-1, 1)
+    columns = torch.arange(w, device=x.device) + p["right"].view(-1, 1)
     inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[
         :, None, None, :
     ]
@@ -147,14 +148,14 @@ def _crop(x: Tensor, p: dict[str, Tensor]) -> Tensor:
     if len(rows) == 1:
         moved = x[:, :, rows[0]][:, :, :, columns[0]]
     else:
-        images = torch.arange(len(x)).view(-1, 1, 1)
+        images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
         moved = x[images, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
     return moved * inside
 
 
 def _cutout(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    rows = torch.arange(x.shape[2]).view(1, -1)
-    columns = torch.arange(x.shape[3]).view(1, -1)
+    rows = torch.arange(x.shape[2], device=x.device).view(1, -1)
+    columns = torch.arange(x.shape[3], device=x.device).view(1, -1)
     top, left = p["top"].view(-1, 1), p["left"].view(-1, 1)
     row = (rows >= top) & (rows < top + p["height"])
     column = (columns >= left) & (columns < left + p["width"])

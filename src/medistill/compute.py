@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import UsageError
 
 BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
+GPU_BLOCK = 1024  # images; small blocks leave most of a GPU idle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +45,7 @@ class Compute:
 
         A compiled path knows few sizes, so there the last block is filled up with zeros.
         """
-        size = len(tensors[0]) if whole else min(len(tensors[0]), BLOCK)
+        size = len(tensors[0]) if whole else block_size(tensors[0])
         for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
             missing = size - len(block[0])
             if self.compile and missing:
@@ -53,6 +54,23 @@ class Compute:
 
 
 PLAIN = Compute()
+
+
+def block_size(images: Tensor) -> int:
+    """Return how many of these images go through a network at once."""
+    return min(len(images), BLOCK if images.device.type == "cpu" else GPU_BLOCK)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` stands for (auto: a GPU where there is one).
+
+    Raises: UsageError when there is no GPU, or no such name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"found device {name!r}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("found no GPU that torch can use; expected one for cuda: use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @cache

@@ -66,7 +66,7 @@ def distill(
     check(method, task.real.card, task.backbone)
     rng = Rng(seed)
     task = dataclasses.replace(task, prepared=prepared(method, task, cache))
-    state = method.init(task, rng) if resume is None else resume
+    state = method.init(task, rng) if resume is None else on_device(resume, task.real.device)
     total = method.steps(task) if steps is None else min(steps, method.steps(task))
     done = int(state["step"])
     with progress(f"distill {method.name}", total, done=done) as advance:
@@ -119,11 +119,16 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
     )
     path = cache / "prepared" / f"{method.name}-{key[:16]}.safetensors" if cache else None
     if path is not None and path.is_file():
-        return load_state(path)[0]
+        return on_device(load_state(path)[0], task.real.device)
     state = method.prepare(task, Rng(0).child("prepare", method.name))
     if path is not None and state:
         save_state(path, state, {"format": "medistill prepared 1", "key": key})
     return state
+
+
+def on_device(state: State, device: torch.device) -> State:
+    """Return a state whose tensors lie on a device; the step counter stays where it is read."""
+    return {name: t if name == "step" else t.to(device) for name, t in state.items()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def run_record(run: Run) -> Json:
         "steps": total if run.steps is None else min(run.steps, total),
         "paper_steps": total,
         "data": to_record(run.task.real.card),
-        "device": "cpu",
+        "device": str(run.task.real.device),
         "versions": {
             "medistill": __version__,
             "torch": torch.__version__,

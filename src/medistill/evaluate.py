@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from . import __version__
@@ -22,7 +23,7 @@ from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
 from .sets import Budget, Recipe, Splits, SyntheticSet
-from .train import Drawable, RealImages, TensorImages, balanced_index, check_kind, fit
+from .train import CPU, Drawable, RealImages, TensorImages, balanced_index, check_kind, fit
 
 RATES = (0.01, 0.03, 0.1)
 # Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
@@ -120,7 +121,11 @@ def evaluate(
             "two: scores of one class say nothing"
         )
     base = recipe or synthetic.recipe
-    arms = (synthetic_arm(synthetic), random_arm(synthetic, splits), full_arm(splits))
+    arms = (
+        synthetic_arm(synthetic, splits.train.device),
+        random_arm(synthetic, splits),
+        full_arm(splits),
+    )
     rows: list[Json] = []
     pilots: list[Json] = []
     recipes: dict[str, Json] = {}
@@ -158,10 +163,11 @@ def arm_rows(
         return [book.row(recipe, seed, advance) for seed in seeds], recipe
 
 
-def synthetic_arm(synthetic: SyntheticSet) -> Arm:
+def synthetic_arm(synthetic: SyntheticSet, device: torch.device = CPU) -> Arm:
     """Return the arm that trains on a synthetic set: the same images for every seed."""
     content = state_digest({"images": synthetic.images, "labels": synthetic.labels})
-    return Arm("synthetic", len(synthetic), content, lambda seed: TensorImages.of(synthetic))
+    data = TensorImages.of(synthetic, device)
+    return Arm("synthetic", len(synthetic), content, lambda seed: data)
 
 
 def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
@@ -249,7 +255,7 @@ class _Book:
         def look(step: int, loss: float) -> None:
             logits = logits_of_set(network, self.splits.val)
             scores = evaluate_logits(logits, self.splits.val.labels)
-            entropy = float(F.cross_entropy(finite(logits), self.splits.val.labels))
+            entropy = float(F.cross_entropy(finite(logits), self.splits.val.labels.cpu()))
             names = ("accuracy", "balanced_accuracy")
             curve.append(
                 {"step": step, "loss": loss if math.isfinite(loss) else None}
@@ -299,6 +305,7 @@ class _Book:
                 **scores,
                 "lr": recipe["lr"],
                 "stop": recipe["stop"],
+                "device": str(self.splits.train.device),
                 "compiled": self.compute.compile,
                 "seconds": round(time.monotonic() - begin, 3),
             }
@@ -308,7 +315,9 @@ class _Book:
         return made
 
     def _network(self, seed: int) -> Network:
-        return self.backbone.build(self.splits.train.card, Rng(seed).child("student").at("network"))
+        train = self.splits.train
+        generator = Rng(seed).child("student").at("network")
+        return self.backbone.build(train.card, generator).to(train.device)
 
 
 def evaluate_run(

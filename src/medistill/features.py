@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Network
-from .compute import BLOCK, PLAIN, Compute
+from .compute import PLAIN, Compute, block_size
 from .sets import RealSet
 
 READ = 1024  # images drawn from a real set at once
@@ -19,7 +19,7 @@ def extract(network: Network, images: Tensor) -> Tensor:
     """
     if network.mixes_images:
         return network.features(images)
-    return torch.cat([network.features(block) for block in images.split(BLOCK)])
+    return torch.cat([network.features(block) for block in images.split(block_size(images))])
 
 
 @torch.no_grad()
@@ -51,8 +51,11 @@ def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
 
 @torch.no_grad()
 def logits_of_set(network: Network, real: RealSet) -> Tensor:
-    """Return logits [n, k] of a real set's images by a trained network in evaluation mode."""
+    """Return logits [n, k] of a real set's images, in the machine's own memory.
+
+    The network is trained, and in evaluation mode while they are computed.
+    """
     network.eval()
     logits: Tensor = network.head(of_set(network, real))
     network.train()
-    return logits
+    return logits.cpu()

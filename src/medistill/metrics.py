@@ -119,7 +119,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     Shapes: logits [n, k], labels int64 [n]. Recalls and F1 average over classes that occur in
     the labels. Rows that are not finite say nothing: all their classes count as equally likely.
     """
-    logits = finite(logits)
+    logits, labels = finite(logits), labels.cpu()
     probabilities = logits.softmax(1)
     counts = confusion(logits.argmax(1), labels, logits.shape[1])
     right, true, said = counts.diag().double(), counts.sum(1), counts.sum(0)

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import __version__
 from .backbones import Network, from_spec
 from .errors import DataError
@@ -13,17 +15,23 @@ from .metrics import evaluate_logits
 from .records import Json, from_record, load_state, read_json, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, Recipe, SyntheticSet
-from .train import TensorImages, check_kind, fit
+from .train import CPU, TensorImages, check_kind, fit
 
 FORMAT = "medistill model 1"
 
 
-def train(synthetic: SyntheticSet, recipe: Recipe | None = None, *, seed: int = 0) -> Network:
+def train(
+    synthetic: SyntheticSet,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> Network:
     """Return a network trained on a synthetic set by `recipe` (the set's own otherwise)."""
     by = recipe or synthetic.recipe
     rng = Rng(seed).child("student")
-    network = from_spec(by.backbone).build(synthetic.card, rng.at("network"))
-    fit(network, TensorImages.of(dataclasses.replace(synthetic, recipe=by)), by, rng)
+    network = from_spec(by.backbone).build(synthetic.card, rng.at("network")).to(device)
+    fit(network, TensorImages.of(dataclasses.replace(synthetic, recipe=by), device), by, rng)
     return network
 
 

@@ -1,5 +1,6 @@
 """The types that flow: real sets and their splits, budgets, recipes and synthetic sets."""
 
+import copy
 import dataclasses
 import hashlib
 from dataclasses import dataclass
@@ -78,22 +79,36 @@ class RealSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie, and where all that is computed from them is computed."""
+        return self.images.device
+
+    def to(self, device: torch.device) -> "RealSet":
+        """Return the set with its images (still as stored) and labels on a device."""
+        moved = copy.copy(self)  # what was checked and counted once stays so
+        object.__setattr__(moved, "images", self.images.to(device))
+        object.__setattr__(moved, "labels", self.labels.to(device))
+        return moved
+
     @cached_property
     def by_class(self) -> list[Tensor]:
-        """Positions of each class's images, in order, int64."""
-        return [(self.labels == c).nonzero().flatten() for c in range(len(self.card.classes))]
+        """Positions of each class's images, in order, int64, in the machine's own memory."""
+        labels = self.labels.cpu()
+        return [(labels == c).nonzero().flatten() for c in range(len(self.card.classes))]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over shapes, pixels and labels."""
         total = hashlib.sha256(canonical([list(self.images.shape), list(self.labels.shape)]))
-        total.update(self.images.contiguous().numpy().data)
-        total.update(self.labels.contiguous().numpy().data)
+        total.update(self.images.cpu().contiguous().numpy().data)
+        total.update(self.labels.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
     def normalized(self, index: Tensor) -> Tensor:
         """Draw images as float32, (x / 255 - mean) / std per channel."""
-        return normalize(self.images[index].float().div_(255), self.card.mean, self.card.std)
+        images = self.images[index.to(self.device)].float().div_(255)
+        return normalize(images, self.card.mean, self.card.std)
 
 
 class Splits(NamedTuple):
@@ -102,6 +117,10 @@ class Splits(NamedTuple):
     train: RealSet
     val: RealSet
     test: RealSet
+
+    def to(self, device: torch.device) -> "Splits":
+        """Return the splits on a device."""
+        return Splits(*(part.to(device) for part in self))
 
 
 @dataclass(frozen=True)
@@ -229,14 +248,17 @@ class SyntheticSet:
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Shift and scale intensities per channel, in place: (x - mean) / std."""
-    shape = (1, -1, *[1] * (images.ndim - 2))
-    return images.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    return images.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
 
 
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Undo `normalize` into a new tensor: x std + mean."""
+    return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
     shape = (1, -1, *[1] * (images.ndim - 2))
-    return images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+    return torch.tensor(values, device=images.device).view(shape)
 
 
 def with_statistics(splits: Splits) -> Splits:

@@ -17,6 +17,7 @@ from .rng import Rng
 from .sets import Card, RealSet, Recipe, SyntheticSet
 
 OnMark = Callable[[int, float], None]
+CPU = torch.device("cpu")
 
 
 class Drawable(Protocol):
@@ -42,7 +43,7 @@ class RealImages:
     def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalized images and class numbers."""
         where = self.index[index]
-        return self.real.normalized(where), self.real.labels[where]
+        return self.real.normalized(where), self.real.labels[where.to(self.real.device)]
 
 
 def balanced_index(real: RealSet) -> Tensor:
@@ -69,16 +70,17 @@ class TensorImages:
         self.images, self.labels = images, labels
 
     @staticmethod
-    def of(synthetic: SyntheticSet) -> "TensorImages":
-        """Return a synthetic set as its recipe normalizes it."""
-        return TensorImages(synthetic.normalized(), synthetic.labels)
+    def of(synthetic: SyntheticSet, device: torch.device = CPU) -> "TensorImages":
+        """Return a synthetic set as its recipe normalizes it, on a device."""
+        return TensorImages(synthetic.normalized().to(device), synthetic.labels.to(device))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and labels at `index`."""
-        return self.images[index], self.labels[index]
+        where = index.to(self.images.device)
+        return self.images[where], self.labels[where]
 
 
 def check_kind(found: Card, expected: Card) -> None:
@@ -96,7 +98,7 @@ def check_kind(found: Card, expected: Card) -> None:
 
 def gradient(
     network: Network, images: Tensor, labels: Tensor, compute: Compute = PLAIN
-) -> tuple[tuple[Tensor, ...], float]:
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the gradient of the mean cross-entropy in all parameters, and the loss.
 
     The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
@@ -106,11 +108,11 @@ def gradient(
     weights = images.new_full((len(images),), 1 / len(images))
     run = compute.path(_loss)
     total: tuple[Tensor, ...] | None = None
-    loss = 0.0
+    loss = weights.new_zeros(())
     for block in compute.blocks(images, labels, weights, whole=network.mixes_images):
         part = run(network, *block)
         gradients = torch.autograd.grad(part, parameters)
-        loss += float(part.detach())
+        loss += part.detach()
         if total is None:
             total = gradients
         else:
@@ -154,7 +156,7 @@ def fit(
     augmentation = from_record(Augmentation, recipe.augmentation)
     parameters: list[Tensor] = list(network.parameters())
     velocity = [torch.zeros_like(p) for p in parameters]
-    loss = float("nan")
+    loss = torch.tensor(torch.nan)
     for step in range(recipe.stop):
         images, labels = data.draw(batch_index(len(data), recipe.batch, step, rng))
         if augmentation.kinds:
@@ -172,5 +174,5 @@ def fit(
             weight_decay=recipe.weight_decay,
         )
         if on_mark is not None and step + 1 in marks:
-            on_mark(step + 1, loss)
-    return loss
+            on_mark(step + 1, float(loss))
+    return float(loss)

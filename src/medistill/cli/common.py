@@ -25,6 +25,7 @@ DataRoot = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download; say where it looked.")]
 Out = Annotated[Path, typer.Option(help="Where to write; an existing result is never overwritten.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 Compile = Annotated[
     bool,
     typer.Option(

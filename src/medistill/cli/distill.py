@@ -10,6 +10,7 @@ from .common import (
     AsJson,
     Compile,
     DataRoot,
+    Device,
     Offline,
     Out,
     Seed,
@@ -46,6 +47,8 @@ Precision = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 
+SHOWN = ("method", "ipc", "images", "seconds", "peak_memory_bytes", "bytes")
+
 
 @guarded
 def distill(
@@ -62,6 +65,7 @@ def distill(
     precision: Precision = "float32",
     compile: Compile = False,
     resume: Resume = False,
+    device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
     offline: Offline = False,
@@ -76,7 +80,7 @@ def distill(
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
     from ..backbones import backbone as read_backbone
-    from ..compute import Compute
+    from ..compute import Compute, find_device
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
@@ -89,19 +93,17 @@ def distill(
     budget, student = Budget(ipc=ipc), read_backbone(backbone)
     if steps is not None and steps < 1:
         raise UsageError(f"found --steps {steps}; expected at least 1")
-    augmentation = _augmentation(augment)
-    if no_flip:
-        augmentation = augmentation.without_flips()
+    augmentation = _augmentation(augment, no_flip)
+    where = find_device(device)
     splits = load(source, root=data_root, offline=offline, seed=seed)
-    compute = Compute(precision, compile)
-    task = Task(splits.train, budget, student, augmentation, compute)
+    real, compute = splits.train.to(where), Compute(precision, compile)
+    task = Task(real, budget, student, augmentation, compute)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
     record = distill_to(out, run, resume=resume, cache=cache_folder())
-    shown = ("method", "ipc", "images", "seconds", "peak_memory_bytes", "bytes")
     emit(
-        {"run": str(out), **{name: record[name] for name in shown}},
+        {"run": str(out), **{name: record[name] for name in SHOWN}},
         f"{record['images']} images in {out} after {record['steps_done']} steps, "
         f"{record['seconds']:.0f} s; look at {out / 'sheet.png'}\n"
         f"next: medistill evaluate {out} --data '{source}'",
@@ -109,8 +111,8 @@ def distill(
     )
 
 
-def _augmentation(text: str) -> "Augmentation":
-    """Read --augment."""
+def _augmentation(text: str, no_flip: bool) -> "Augmentation":
+    """Read --augment and --no-flip."""
     from ..augment import KINDS, Augmentation
     from ..errors import UsageError, nearest
 
@@ -118,4 +120,5 @@ def _augmentation(text: str) -> "Augmentation":
     for name in kinds:
         if name not in KINDS:
             raise UsageError(f"found no augmentation {name!r}: {nearest(name, KINDS)}")
-    return Augmentation(kinds=kinds)  # type: ignore[arg-type]
+    chosen = Augmentation(kinds=kinds)  # type: ignore[arg-type]
+    return chosen.without_flips() if no_flip else chosen

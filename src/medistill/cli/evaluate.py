@@ -11,6 +11,7 @@ from .common import (
     AsJson,
     Compile,
     DataRoot,
+    Device,
     Offline,
     Seed,
     command_line,
@@ -33,6 +34,7 @@ def evaluate(
         int | None, typer.Option(help="Length of the training schedule, in steps.")
     ] = None,
     compile: Compile = False,
+    device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
     offline: Offline = False,
@@ -47,7 +49,7 @@ def evaluate(
     Example: medistill evaluate runs/first --data phantom
     """
     from ..backbones import backbone as read_backbone
-    from ..compute import Compute
+    from ..compute import Compute, find_device
     from ..data import load
     from ..errors import UsageError
     from ..evaluate import evaluate_run
@@ -57,7 +59,8 @@ def evaluate(
     if student_steps is not None and student_steps < 1:
         raise UsageError(f"found --student-steps {student_steps}; expected at least 1")
     students = [read_backbone(name) for name in backbone or []]
-    splits = load(data, root=data_root, offline=offline, seed=seed)
+    where = find_device(device)
+    splits = load(data, root=data_root, offline=offline, seed=seed).to(where)
     record = evaluate_run(
         run,
         splits,

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from .common import SOURCE_HELP, AsJson, DataRoot, Offline, Out, Seed, emit, guarded, interval_text
+from .common import (
+    SOURCE_HELP,
+    AsJson,
+    DataRoot,
+    Device,
+    Offline,
+    Out,
+    Seed,
+    emit,
+    guarded,
+    interval_text,
+)
 
 
 @guarded
@@ -14,6 +25,7 @@ def train(
     run: Annotated[Path, typer.Argument(help="A run folder that distill wrote.")],
     out: Out,
     data: Annotated[str | None, typer.Option(help=f"Local data to test on. {SOURCE_HELP}")] = None,
+    device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
     offline: Offline = False,
@@ -26,6 +38,7 @@ def train(
 
     Example: medistill train runs/first --out model.safetensors --data phantom
     """
+    from ..compute import find_device
     from ..data import load
     from ..errors import RunRefused
     from ..model import declared, save, test
@@ -33,10 +46,11 @@ def train(
 
     if out.exists():
         raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
+    where = find_device(device)
     synthetic, recipe, scores = declared(run)
     splits = load(data, root=data_root, offline=offline, seed=seed) if data else None
-    network = train_model(synthetic, recipe, seed=seed)
-    local = test(network, splits.test, recipe, synthetic.card) if splits else None
+    network = train_model(synthetic, recipe, seed=seed, device=where)
+    local = test(network, splits.test.to(where), recipe, synthetic.card) if splits else None
     save(out, network, recipe, synthetic.card)
     told = scores["accuracy"] if scores else None
     lines = [f"model in {out}"]

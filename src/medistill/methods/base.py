@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..augment import Augmentation
-from ..backbones import Backbone, to_spec
+from ..backbones import Backbone, Network, to_spec
 from ..compute import PLAIN, Compute
 from ..errors import RunRefused, UsageError
 from ..optim import sgd_
@@ -57,6 +57,10 @@ class Task:
     def ipc(self) -> int:
         """Images per class."""
         return self.budget.per_class(self.real.card)
+
+    def network(self, generator: torch.Generator) -> Network:
+        """Return a fresh network of the backbone, where the real images lie."""
+        return self.backbone.build(self.real.card, generator).to(self.real.device)
 
     @property
     def classes(self) -> int:
@@ -104,8 +108,8 @@ class Method(ABC):
             data_digest=card.digest,
             version=__version__,
         )
-        images = denormalize(state["images"], card.mean, card.std)
-        return SyntheticSet(images, state["labels"], recipe_of(task), origin, card)
+        images = denormalize(state["images"].cpu(), card.mean, card.std)
+        return SyntheticSet(images, state["labels"].cpu(), recipe_of(task), origin, card)
 
     def as_in_paper(self, task: Task) -> "Method":
         """Return the method with every field as its paper sets it for this budget."""
@@ -125,7 +129,7 @@ def recipe_of(task: Task, augmentation: Augmentation | None = None) -> Recipe:
 def one_hot(task: Task) -> Tensor:
     """Return labels float32 [m, k] of `ipc` images for each class, class by class."""
     numbers = torch.arange(task.classes).repeat_interleave(task.ipc)
-    return F.one_hot(numbers, task.classes).float()
+    return F.one_hot(numbers, task.classes).float().to(task.real.device)
 
 
 def pick(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -146,7 +150,7 @@ def started(task: Task, start: Start, rng: Rng) -> State:
     generator = rng.at("start")
     shape = (task.classes * task.ipc, task.real.card.channels, *task.real.card.shape)
     if start == "noise":
-        images = torch.randn(shape, generator=generator)
+        images = torch.randn(shape, generator=generator).to(task.real.device)
     elif start == "real":
         index = [pick(members, task.ipc, generator) for members in task.real.by_class]
         images = task.real.normalized(torch.cat(index))
@@ -160,7 +164,7 @@ def started(task: Task, start: Start, rng: Rng) -> State:
                 )
             spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
             noise = torch.randn((task.ipc, *mean.shape), generator=generator)
-            parts.append(mean + 0.1 * spread.sqrt() * noise)
+            parts.append(mean + 0.1 * spread.sqrt() * noise.to(task.real.device))
         images = torch.cat(parts)
     else:
         raise UsageError(f"found start {start!r}; expected noise, real or class-mean")

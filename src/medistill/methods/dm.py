@@ -49,7 +49,7 @@ class DM(Method):
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
         """Match the class means under one fresh network."""
         at = rng.child("step", int(state["step"]))
-        network = task.backbone.build(task.real.card, at.at("network"))
+        network = task.network(at.at("network"))
         draws = [
             task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
             for c in range(task.classes)

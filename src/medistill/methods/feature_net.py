@@ -46,7 +46,7 @@ class FeatureSelection(Method):
 
 def trained(task: Task, steps: int, rng: Rng) -> State:
     """Train the task's backbone on the real training split and return its parameters."""
-    network = task.backbone.build(task.real.card, rng.at("network"))
+    network = task.network(rng.at("network"))
     recipe = replace(recipe_of(task), steps=steps, stop=steps)
     fit(network, RealImages(task.real), recipe, rng.child("fit"), compute=task.compute)
     return dict(network.state_dict())
@@ -54,8 +54,8 @@ def trained(task: Task, steps: int, rng: Rng) -> State:
 
 def class_features(task: Task) -> list[Tensor]:
     """Return the features [n_c, d] of each class's images under the prepared network."""
-    network = task.backbone.build(task.real.card, Rng(0).at("replaced"))
+    network = task.network(Rng(0).at("replaced"))
     network.load_state_dict(task.prepared)
     network.eval()
-    features = of_set(network, task.real, task.compute)
+    features = of_set(network, task.real, task.compute).cpu()
     return [features[members] for members in task.real.by_class]

@@ -45,7 +45,7 @@ class GradientMatching(Method):
 
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start, and the first network's parameters as `net.NAME`."""
-        network = task.backbone.build(task.real.card, rng.at("network", 0))
+        network = task.network(rng.at("network", 0))
         return {**started(task, self.start, rng), **_named(network)}
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
@@ -123,13 +123,17 @@ def _class_gradient(
     index = pick(members, min(method.batch_real, len(members)), rng.at("real", c))
     draw = augmentation.draw(1, task.real.card.shape, rng.at("augment", c))
     real = augmentation.apply(task.real.normalized(index), draw)
-    target, _ = gradient(network, real, torch.full((len(real),), c), task.compute)
+    target, _ = gradient(network, real, _labels(real, c), task.compute)
     leaf = images.clone().requires_grad_()
-    loss = F.cross_entropy(network(augmentation.apply(leaf, draw)), torch.full((len(leaf),), c))
+    loss = F.cross_entropy(network(augmentation.apply(leaf, draw)), _labels(leaf, c))
     own = torch.autograd.grad(loss, tuple(network.parameters()), create_graph=True)
     apart = distance(own, target)
     (moved_by,) = torch.autograd.grad(apart, leaf)
     return moved_by, float(apart.detach())
+
+
+def _labels(images: Tensor, c: int) -> Tensor:
+    return torch.full((len(images),), c, device=images.device)
 
 
 def _train_on(
@@ -159,7 +163,7 @@ def _train_on(
 
 def _network(state: State, task: Task, rng: Rng, fresh: int | None) -> Network:
     """Return the network of the state, or the fresh one of iteration `fresh`."""
-    network = task.backbone.build(task.real.card, rng.at("network", fresh or 0))
+    network = task.network(rng.at("network", fresh or 0))
     if fresh is None:
         prefix = "net."
         network.load_state_dict(
