@@ -48,8 +48,8 @@ DATASETS = {
     "breastmnist": "breastmnist",
 }
 COMPUTE = Compute("bfloat16", compile=True)
-# Steps by dataset and images per class, what two cores allow in an afternoon. The papers make 20,000
-# for DM and 1,000 x (1, 10 or 50) for DC and DSA.
+# Steps by dataset and images per class: what two cores allow in an hour or two. The papers make
+# 20,000 for DM and 1,000 x (1, 10 or 50) for DC and DSA.
 STEPS = {
     ("dm", "pneumoniamnist"): {1: 500, 10: 1000, 50: 500},
     ("dm", "mednist"): {1: 200, 10: 300, 50: 150},
