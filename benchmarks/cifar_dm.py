@@ -3,9 +3,9 @@
     python benchmarks/cifar_dm.py run --minutes 60
     python benchmarks/cifar_dm.py show
 
-`run` goes on from where it stopped, in a folder below the system's temporary folder, and at each
-step that MARKS names trains STUDENTS students on the images of that moment; their test accuracy is
-a curve, and nothing is chosen by it. One JSON line for each student goes to
+`run` goes on from where it stopped, in a folder below the system's temporary folder. At each step
+that MARKS names, and at the end, STUDENTS students train on the images of that moment; their test
+accuracy is a curve, and nothing is chosen by it. One JSON line for each student goes to
 results/cifar_dm.jsonl. The published values are 48.9% after 20,000 steps, of 84.8% with all images
 (arXiv 2110.04181); these files are JPEG, so compare with their own ceiling, which `run --full`
 measures.
@@ -30,7 +30,7 @@ from medistill.data import load
 from medistill.evaluate import arm_rows, full_arm, synthetic_arm
 from medistill.methods import Task
 from medistill.methods.dm import DM
-from medistill.records import load_state, save_state
+from medistill.records import State, load_state, save_state
 from medistill.rng import Rng
 from medistill.sets import Budget, Splits
 
@@ -77,26 +77,42 @@ def run(minutes: float, full: bool) -> None:
     if full:
         longer = dataclasses.replace(base, steps=FULL_STEPS, stop=FULL_STEPS, lr=0.03)
         arm = full_arm(splits)
-        write(arm_rows(arm, splits, longer, backbone, seeds=[0], rates=())[0], "full", 0)
+        rows, _ = arm_rows(arm, splits, longer, backbone, seeds=[0], rates=(), compute=COMPUTE)
+        write(rows, "full", 0)
         return
+    scored = {row["step"] for row in read_rows() if row["arm"] == "synthetic"}
+
+    def look(state: State) -> None:
+        step = int(state["step"])
+        save_state(path, state, {"step": step})
+        if step not in scored:
+            arm = synthetic_arm(method.finish(state, task, rng))
+            seeds = range(STUDENTS)
+            rows, _ = arm_rows(arm, splits, base, backbone, seeds=seeds, rates=(), compute=COMPUTE)
+            write(rows, arm.name, step)
+            scored.add(step)
+
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end and int(state["step"]) < method.steps(task):
-        step = int(state["step"])
-        if step in MARKS:
-            save_state(path, state, {"step": step})
-            synthetic = method.finish(state, task, rng)
-            arm = synthetic_arm(synthetic)
-            rows, _ = arm_rows(arm, splits, base, backbone, seeds=range(STUDENTS), rates=())
-            write(rows, arm.name, step)
+        if int(state["step"]) in MARKS:
+            look(state)
+        elif int(state["step"]) % 100 == 0:
+            save_state(path, state, {"step": int(state["step"])})
         state, _ = method.step(state, task, rng)
-    save_state(path, state, {"step": int(state["step"])})
+    look(state)
+
+
+def read_rows() -> list[dict[str, Any]]:
+    """Return all rows measured so far."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def show() -> None:
     """Print the curve."""
     curve: dict[tuple[str, int], list[float]] = {}
-    for line in RESULTS.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows():
         curve.setdefault((row["arm"], row["step"]), []).append(row["accuracy"])
     for (arm, step), values in sorted(curve.items()):
         print(f"{arm:<10}{step:>7} {100 * sum(values) / len(values):.1f}% ({len(values)} students)")
