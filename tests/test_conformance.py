@@ -11,7 +11,7 @@ import torch
 from medistill import conformance
 from medistill.conformance import CHECKS, Check, check_method
 from medistill.errors import MedistillError
-from medistill.methods import METHODS, Log, Method, Task
+from medistill.methods import DM, METHODS, Log, Method, Task
 from medistill.records import State
 from medistill.rng import Rng
 from medistill.sets import Start, SyntheticSet
@@ -31,6 +31,11 @@ def short(kind: type[Method]) -> Callable[[], Method]:
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
 def test_every_method_passes(kind: type[Method], check: Check) -> None:
     check(short(kind))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_bank_of_networks_passes(check: Check) -> None:
+    check(lambda: DM(bank=2, iterations=24))
 
 
 def test_the_suite_holds_every_check() -> None:

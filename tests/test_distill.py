@@ -361,8 +361,10 @@ def test_what_is_prepared_is_shared_by_seeds_and_budgets(
     distill(one.method, one.task, seed=5, steps=1, cache=tmp_path)
     assert len(calls) == 1
     assert state_digest(first) == state_digest(again)
+    prepared(run_of(DM(lr_images=0.5)).method, one.task, tmp_path)
+    assert len(calls) == 1  # a rate changes nothing of it
     for changed in (
-        run_of(DM(lr_images=0.5)),
+        run_of(DM(bank=2)),
         run_of(source="phantom:n=60,size=16,seed=1"),
         run_of(augmentation=Augmentation(kinds=())),
     ):

@@ -16,7 +16,7 @@ from medistill.augment import Augmentation
 from medistill.backbones import Backbone, ConvNet, Network
 from medistill.conformance import toy
 from medistill.errors import RunRefused, UsageError
-from medistill.methods import DC, DM, DSA, METHODS, Method, Task, method_class
+from medistill.methods import DC, DM, DSA, METHODS, Method, Task, make, method_class
 from medistill.methods.base import one_hot, pick, started
 from medistill.methods.gradient_matching import NORM_IMAGES, distance, loops
 from medistill.methods.herding import Herding, herd
@@ -163,6 +163,44 @@ def test_dm_sees_all_images_of_a_batch_norm_network_at_once() -> None:
     gaps = [r.mean(0) - s.mean(0) for r, s in zip(features, own, strict=True)]
     loss = torch.stack(gaps).square().sum()
     assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", [NONE, Augmentation()], ids=["plain", "augmented"])
+def test_dm_with_a_bank_equals_a_loop_over_the_whole_set(augmentation: Augmentation) -> None:
+    task = task_of(toy(channels=3), ipc=2, augmentation=augmentation)
+    method = DM(bank=3)
+    task = dataclasses.replace(task, prepared=method.prepare(task, Rng(9)))
+    state = method.init(task, Rng(1))
+    losses = []
+    for step in range(4):
+        at = Rng(0).child("bank", step % 3)
+        network = task.backbone.build(task.real.card, at.at("network"))
+        draw = augmentation.draw(1, (8, 8), at.at("augment"))
+        images = state["images"].clone().requires_grad_()
+        loss = torch.zeros(())
+        for c, members in enumerate(task.real.by_class):
+            pair = normalized(task)[members], images[2 * c : 2 * c + 2]
+            real, own = (network.features(augmentation.apply(x, draw)).mean(0) for x in pair)
+            loss = loss + (real - own).square().sum()
+        (gradient,) = torch.autograd.grad(loss, images)
+        expected = state["images"] - (0.5 * state["velocity"] + gradient)
+        state, log = method.step(state, task, Rng(1))
+        close(state["images"], expected)
+        losses.append(log["loss"])
+        assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert len(set(losses)) == 4
+
+
+def test_a_bank_needs_networks_that_see_each_image_alone() -> None:
+    task = task_of(backbone=ConvNet(depth=1, width=8, norm="batch"))
+    with pytest.raises(UsageError, match="another norm for a bank"):
+        DM(bank=2).prepare(task, Rng(0))
+
+
+def test_presets_are_methods_with_some_fields_set() -> None:
+    assert make("dm-bank", {"lr_images": 2.0}) == DM(bank=30, lr_images=2.0)
+    assert make("dm", {}) == DM()
+    assert make("dm-bank", {"bank": 5}) == DM(bank=5)
 
 
 # The distance of gradients

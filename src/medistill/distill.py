@@ -94,8 +94,9 @@ def check(method: Method, card: Card, backbone: Backbone) -> None:
             f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
             f"{method.name}: choose another method"
         )
-    for name, value in to_record(method).items():
-        least = 1 if isinstance(value, int) else 0
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        name, value = field.name, getattr(method, field.name)
+        least = 1 if isinstance(value, int) and field.default != 0 else 0
         if isinstance(value, int | float) and not value >= least:
             raise UsageError(f"found {name} {value} for {method.name}; expected {least} or more")
     backbone.build(card, Rng(0).at("check"))
@@ -106,10 +107,10 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
 
     The stream is fixed, not the run's seed: all budgets and seeds of synthesis share it.
     """
+    what = method.prepared_from(task)
     key = digest(
         {
-            "method": method.name,
-            "settings": to_record(method),
+            "what": what,
             "data": task.real.digest,
             "backbone": to_spec(task.backbone),
             "augmentation": to_record(task.augmentation),
@@ -117,12 +118,12 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
             "version": __version__,
         }
     )
-    path = cache / "prepared" / f"{method.name}-{key[:16]}.safetensors" if cache else None
+    path = cache / "prepared" / f"{key[:24]}.safetensors" if cache else None
     if path is not None and path.is_file():
         return on_device(load_state(path)[0], task.real.device)
-    state = method.prepare(task, Rng(0).child("prepare", method.name))
+    state = method.prepare(task, Rng(0).child("prepare"))
     if path is not None and state:
-        save_state(path, state, {"format": "medistill prepared 1", "key": key})
+        save_state(path, state, {"format": "medistill prepared 1", "what": what, "key": key})
     return state
 
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .augment import Augmentation, Draw
 from .backbones import Network
 from .compute import PLAIN, Compute, block_size
 from .sets import RealSet
@@ -47,6 +48,28 @@ def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
     """Return features [n, d] of a real set's images, read in order, without a gradient."""
     blocks = torch.arange(len(real)).split(READ)
     return torch.cat([extract_fast(network, real.normalized(part), compute) for part in blocks])
+
+
+@torch.no_grad()
+def class_means(
+    network: Network,
+    real: RealSet,
+    augmentation: Augmentation,
+    draw: Draw,
+    compute: Compute = PLAIN,
+) -> Tensor:
+    """Return the mean features [k, d] of all images of each class under one draw.
+
+    Sums are float32 within a read and float64 across reads, so that long sets lose nothing.
+    """
+    means = []
+    for members in real.by_class:
+        total = torch.zeros((), dtype=torch.float64, device=real.device)
+        for part in members.split(READ):
+            images = augmentation.apply(real.normalized(part), draw)
+            total = total + extract_fast(network, images, compute).sum(0)
+        means.append((total / len(members)).float())
+    return torch.stack(means)
 
 
 @torch.no_grad()

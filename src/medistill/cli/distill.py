@@ -24,7 +24,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..augment import Augmentation
 
-Name = Annotated[str, typer.Option(help="random, herding, kcenter, dc, dsa or dm.")]
+Name = Annotated[str, typer.Option(help="random, herding, kcenter, dc, dsa, dm or dm-bank.")]
 Ipc = Annotated[int, typer.Option(help="Images per class.")]
 BackboneName = Annotated[
     str, typer.Option(help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm.")
@@ -84,12 +84,11 @@ def distill(
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
-    from ..methods import Task, method_class
-    from ..records import from_record
+    from ..methods import Task, make
     from ..sets import Budget
 
     fields = extra_fields(context.args)
-    chosen = from_record(method_class(method), fields)
+    chosen = make(method, fields)
     budget, student = Budget(ipc=ipc), read_backbone(backbone)
     if steps is not None and steps < 1:
         raise UsageError(f"found --steps {steps}; expected at least 1")

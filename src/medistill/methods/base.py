@@ -15,7 +15,7 @@ from ..backbones import Backbone, Network, to_spec
 from ..compute import PLAIN, Compute
 from ..errors import RunRefused, UsageError
 from ..optim import sgd_
-from ..records import State, to_record
+from ..records import Json, State, to_record
 from ..rng import Rng
 from ..sets import Budget, Origin, RealSet, Recipe, Start, SyntheticSet, TaskKind, denormalize
 
@@ -83,6 +83,13 @@ class Method(ABC):
     @abstractmethod
     def steps(self, task: Task) -> int:
         """Return the number of steps of a whole run."""
+
+    def prepared_from(self, task: Task) -> Json:
+        """Return what `prepare` depends on besides data, backbone, augmentation and compute.
+
+        What is prepared is kept under it, so methods that return the same share the product.
+        """
+        return {"method": self.name, "settings": to_record(self)}
 
     def prepare(self, task: Task, rng: Rng) -> State:
         """Return what is costly and the same for every budget and seed of synthesis."""

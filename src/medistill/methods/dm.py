@@ -8,8 +8,11 @@ from torch import Tensor
 
 from ..augment import Draw
 from ..backbones import Network
+from ..errors import UsageError
+from ..features import class_means as set_means
 from ..features import extract, extract_fast
-from ..records import State
+from ..progress import progress
+from ..records import Json, State
 from ..rng import Rng
 from ..sets import Start
 from .base import Log, Method, Task, moved, pick, started
@@ -23,13 +26,16 @@ class DM(Method):
     a fresh draw for each class in each step (equation 5)
     Source: Zhao and Bilen, WACV 2023, arXiv 2110.04181.
     Departures: images start from noise unless told otherwise (paper: real images); all classes
-    pass the network in one call.
+    pass the network in one call. `bank` networks, each with one draw for all classes, take the
+    place of fresh ones: the means of the whole real set under them are computed once, and a step
+    costs the synthetic images alone (0: fresh networks and 256 real images, as in the paper).
     """
 
     iterations: int = 20_000
     lr_images: float = 1.0
     momentum: float = 0.5
     batch_real: int = 256
+    bank: int = 0
     start: Start = "noise"
     name: ClassVar[str] = "dm"
     paper: ClassVar[str] = "arXiv 2110.04181"
@@ -42,24 +48,61 @@ class DM(Method):
         """Start from real images; the rate is 10 from 100 images per class on."""
         return replace(self, start="real", lr_images=10.0 if task.ipc >= 100 else 1.0)
 
+    def prepared_from(self, task: Task) -> Json:
+        """Return the size of the bank: all budgets, rates and seeds share one."""
+        return {"feature bank": self.bank}
+
+    def prepare(self, task: Task, rng: Rng) -> State:
+        """Return the class means [bank, k, d] of the whole real set, one network after another.
+
+        Raises: UsageError when the backbone mixes the images of a batch.
+        """
+        if not self.bank:
+            return {}
+        if bank_entry(task, 0)[0].mixes_images:
+            raise UsageError(
+                f"found {task.backbone.name}, whose features of an image depend on its batch; "
+                "expected another norm for a bank: use instance norm, or --bank 0"
+            )
+        means = []
+        with progress("feature bank", self.bank) as advance:
+            for number in range(self.bank):
+                network, draw = bank_entry(task, number)
+                means.append(set_means(network, task.real, task.augmentation, draw, task.compute))
+                advance()
+        return {"means": torch.stack(means)}
+
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start."""
         return started(task, self.start, rng)
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
-        """Match the class means under one fresh network."""
-        at = rng.child("step", int(state["step"]))
-        network = task.network(at.at("network"))
-        draws = [
-            task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
-            for c in range(task.classes)
-        ]
-        means = real_means(network, task, draws, self.batch_real, at)
+        """Match the class means under one network: a fresh one, or the next of the bank."""
+        step = int(state["step"])
+        if self.bank:
+            number = step % self.bank
+            network, draw = bank_entry(task, number)
+            draws, means = [draw] * task.classes, task.prepared["means"][number]
+        else:
+            at = rng.child("step", step)
+            network = task.network(at.at("network"))
+            draws = [
+                task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
+                for c in range(task.classes)
+            ]
+            means = real_means(network, task, draws, self.batch_real, at)
         images = state["images"].clone().requires_grad_()
         loss = gap(class_means(network, images, task, draws), means)
         (gradient,) = torch.autograd.grad(loss, images)
         state = moved(state, gradient, lr=self.lr_images, momentum=self.momentum)
         return state, {"loss": float(loss.detach())}
+
+
+def bank_entry(task: Task, number: int) -> tuple[Network, Draw]:
+    """Return a network of the bank and its draw; they depend on the number alone."""
+    at = Rng(0).child("bank", number)
+    draw = task.augmentation.draw(1, task.real.card.shape, at.at("augment"))
+    return task.network(at.at("network")), draw
 
 
 def gap(synthetic: Tensor, real: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..features import of_set
-from ..records import State
+from ..records import Json, State
 from ..rng import Rng
 from ..train import RealImages, fit
 from .base import Log, Method, Task, recipe_of, selected
@@ -28,6 +28,10 @@ class FeatureSelection(Method):
     def steps(self, task: Task) -> int:
         """Return 0: the choice is made at once."""
         return 0
+
+    def prepared_from(self, task: Task) -> Json:
+        """Return the length of the training: herding and k-center share one network."""
+        return {"feature network": self.feature_steps}
 
     def prepare(self, task: Task, rng: Rng) -> State:
         """Train the feature network."""
