@@ -18,7 +18,7 @@ from medistill.sets import Start, SyntheticSet
 from third_party import ToMean
 
 # Short versions of the methods: the suite asks for no more steps than these.
-SHORT = {"iterations": 24, "feature_steps": 2, "batch_real": 8}
+SHORT = {"iterations": 24, "feature_steps": 2, "batch_real": 8, "networks": 2, "frequencies": 16}
 
 
 def short(kind: type[Method]) -> Callable[[], Method]:

@@ -40,15 +40,21 @@ class Compute:
         """Return a function as it is, or compiled where that is wanted."""
         return _compiled(function) if self.compile else function
 
-    def blocks(self, *tensors: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    def blocks(
+        self, *tensors: Tensor, whole: bool = False, fill: bool = False
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Yield blocks of equally long tensors that fit the cache (or one block of all).
 
-        A compiled path knows few sizes, so there the last block is filled up with zeros.
+        A compiled path knows few sizes, so there the last block is filled up with zeros. With
+        `fill` every block has the same size however few images there are, so that what is
+        computed of an image does not depend on how many others there are.
         """
         size = len(tensors[0]) if whole else block_size(tensors[0])
+        if fill and not whole:
+            size = BLOCK if tensors[0].device.type == "cpu" else GPU_BLOCK
         for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
             missing = size - len(block[0])
-            if self.compile and missing:
+            if missing and (self.compile or fill):
                 block = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in block)
             yield block
 

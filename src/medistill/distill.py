@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .backbones import Backbone, to_spec
+from .backbones import to_spec
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
@@ -33,7 +33,7 @@ from .records import (
     write_json,
 )
 from .rng import Rng
-from .sets import Card, SyntheticSet
+from .sets import SyntheticSet
 
 CHECKPOINT_EVERY_S = 60.0
 OnStep = Callable[[int, Log], None]
@@ -63,7 +63,7 @@ def distill(
         >>> len(distill(Random(), Task(train, Budget(ipc=2), ConvNet(width=8)), seed=0))
         4
     """
-    check(method, task.real.card, task.backbone)
+    check(method, task)
     rng = Rng(seed)
     task = dataclasses.replace(task, prepared=prepared(method, task, cache))
     state = method.init(task, rng) if resume is None else on_device(resume, task.real.device)
@@ -83,12 +83,14 @@ def distill(
     return method.finish(state, task, rng)
 
 
-def check(method: Method, card: Card, backbone: Backbone) -> None:
+def check(method: Method, task: Task) -> None:
     """Refuse what cannot be begun, before anything is written.
 
-    Raises: UsageError when the method does not handle the task of the data, a count among its
-    settings is below 1 or a rate below 0, or the images are too small for the backbone.
+    Raises: UsageError when the method does not handle the task of the data, or needs images where
+    there is only a sketch; when a count among its settings is below 1 or a rate below 0; when the
+    images are too small for the backbone.
     """
+    card = task.real.card
     if card.task not in method.tasks:
         raise UsageError(
             f"found a {card.task} task in {card.name}; expected {' or '.join(method.tasks)} for "
@@ -99,7 +101,17 @@ def check(method: Method, card: Card, backbone: Backbone) -> None:
         least = 1 if isinstance(value, int) and field.default != 0 else 0
         if isinstance(value, int | float) and not value >= least:
             raise UsageError(f"found {name} {value} for {method.name}; expected {least} or more")
-    backbone.build(card, Rng(0).at("check"))
+    if task.sketch is not None and not method.from_sketch:
+        raise UsageError(
+            f"found a sketch for {method.name}; expected images: use --method sketch, or give the "
+            "data itself"
+        )
+    if task.sketch is not None and method.start != "noise":
+        raise UsageError(
+            f"found start {method.start!r} for a sketch, which holds no images to start from; "
+            "expected noise: leave out --start"
+        )
+    task.backbone.build(card, Rng(0).at("check"))
 
 
 def prepared(method: Method, task: Task, cache: Path | None) -> State:
@@ -118,7 +130,9 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
             "version": __version__,
         }
     )
-    path = cache / "prepared" / f"{key[:24]}.safetensors" if cache else None
+    # A sketch is what would be kept: it was prepared elsewhere.
+    keep = cache is not None and task.sketch is None
+    path = cache / "prepared" / f"{key[:24]}.safetensors" if cache and keep else None
     if path is not None and path.is_file():
         return on_device(load_state(path)[0], task.real.device)
     state = method.prepare(task, Rng(0).child("prepare"))
@@ -185,7 +199,7 @@ def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = Non
     Raises: RunRefused when the folder exists (without resume), or holds another run; UsageError
     when `check` does.
     """
-    check(run.method, run.task.real.card, run.task.backbone)
+    check(run.method, run.task)
     record = run_record(run)
     state, seconds = _opened(folder, record, resume)
     keeper = _Keeper(folder, state, seconds)

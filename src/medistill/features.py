@@ -7,34 +7,41 @@ from torch import Tensor, nn
 
 from .augment import Augmentation, Draw
 from .backbones import Network
-from .compute import PLAIN, Compute, block_size
+from .compute import PLAIN, Compute
 from .sets import RealSet
 
 READ = 1024  # images drawn from a real set at once
 
 
-def extract(network: Network, images: Tensor) -> Tensor:
+def extract(network: Network, images: Tensor, compute: Compute = PLAIN) -> Tensor:
     """Return features [n, d] of normalized images, with a gradient where the caller keeps one.
 
-    Networks that mix the images of a batch see them all at once.
+    Always float32. Networks that mix the images of a batch see them all at once.
     """
-    if network.mixes_images:
-        return network.features(images)
-    return torch.cat([network.features(block) for block in images.split(block_size(images))])
+    run = compute.path(_features)
+    blocks = compute.blocks(images, whole=network.mixes_images)
+    return torch.cat([run(network, block) for (block,) in blocks])[: len(images)]
+
+
+def _features(network: Network, block: Tensor) -> Tensor:
+    return network.features(block)
 
 
 @torch.no_grad()
-def extract_fast(network: Network, images: Tensor, compute: Compute = PLAIN) -> Tensor:
+def extract_fast(
+    network: Network, images: Tensor, compute: Compute = PLAIN, *, fill: bool = False
+) -> Tensor:
     """Return features float32 [n, d] of normalized images without a gradient.
 
-    Equals `extract` to the rounding of the precision that `compute` names.
+    Equals `extract` to the rounding of the precision that `compute` names; `fill` is that of
+    Compute.blocks.
     """
     body = network.body
     if compute.dtype != torch.float32:
         body = copy.deepcopy(body).to(compute.dtype)
     run = compute.path(_run)
     last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
-    blocks = compute.blocks(images, whole=network.mixes_images)
+    blocks = compute.blocks(images, whole=network.mixes_images, fill=fill)
     parts = [run(body, part.to(compute.dtype, memory_format=last)).float() for (part,) in blocks]
     return torch.cat(parts)[: len(images)]
 

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent on explicit state, for images, students and inner loops alike."""
+"""Optimizers on explicit state, for images, students and inner loops alike."""
 
 import torch
 from torch import Tensor
@@ -35,3 +35,34 @@ def sgd_(
         torch._foreach_add_(velocity, gradients)
         gradients = velocity
     torch._foreach_add_(parameters, gradients, alpha=-lr)
+
+
+@torch.no_grad()
+def adam_(
+    parameter: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> None:
+    """Move a parameter and both its moments in place by step number `step` (from 1) of Adam.
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+    p <- p - lr (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + eps)
+    Source: Kingma and Ba, ICLR 2015, algorithm 1.
+    Shapes: all four tensors are alike; moments start at zero.
+
+    Example:
+        >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
+        >>> adam_(p, torch.tensor([5.0]), m, v, step=1, lr=0.1)
+        >>> round(p.item(), 4)
+        0.9
+    """
+    first.mul_(betas[0]).add_(gradient, alpha=1 - betas[0])
+    second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    scale = (second / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    parameter.addcdiv_(first, scale, value=-lr / (1 - betas[0] ** step))

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -244,6 +245,21 @@ class SyntheticSet:
             from_record(Origin, header["origin"]),
             from_record(Card, header["card"]),
         )
+
+
+def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Card:
+    """Return a card with a normalization that was given, not taken from the data.
+
+    Raises: UsageError when there is not one number per channel, or a std is not above 0.
+    """
+    if {len(mean), len(std)} != {card.channels} or not all(value > 0 for value in std):
+        raise UsageError(
+            f"found mean {list(mean)} and std {list(std)} for {card.name}; expected "
+            f"{card.channels} number(s) each, and a std above 0"
+        )
+    return dataclasses.replace(
+        card, mean=tuple(mean), std=tuple(std), normalization="given, not from the data"
+    )
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

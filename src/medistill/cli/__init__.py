@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, demo, distill, evaluate, report, train
+from . import data, demo, distill, evaluate, report, sketch, train
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,8 @@ def _face(
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.command(context_settings=_OPEN)(distill.distill)
+app.command()(sketch.sketch)
+app.command()(sketch.merge)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(report.report)

@@ -1,6 +1,7 @@
 """medistill distill: a run folder from a dataset."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -23,11 +24,22 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..augment import Augmentation
+    from ..backbones import Backbone
 
-Name = Annotated[str, typer.Option(help="random, herding, kcenter, dc, dsa, dm or dm-bank.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="random, herding, kcenter, dc, dsa, dm, dm-bank or sketch; dm for images, sketch for "
+        "a sketch unless given."
+    ),
+]
 Ipc = Annotated[int, typer.Option(help="Images per class.")]
 BackboneName = Annotated[
     str, typer.Option(help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm.")
+]
+OwnBackbone = Annotated[
+    str | None,
+    typer.Option(help="As in sketch; convnet-3-128, or that of the sketch, unless given."),
 ]
 Steps = Annotated[
     int | None, typer.Option(help="Stop after so many steps: a fraction of the method's own.")
@@ -47,6 +59,7 @@ Precision = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 
+SKETCH = ".sketch"
 SHOWN = ("method", "ipc", "images", "seconds", "peak_memory_bytes", "bytes")
 
 
@@ -55,9 +68,9 @@ def distill(
     context: typer.Context,
     source: Source,
     out: Out,
-    method: Name = "dm",
+    method: Name = None,
     ipc: Ipc = 10,
-    backbone: BackboneName = "convnet-3-128",
+    backbone: OwnBackbone = None,
     steps: Steps = None,
     paper: Paper = False,
     augment: Augment = "all",
@@ -79,24 +92,27 @@ def distill(
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
-    from ..backbones import backbone as read_backbone
     from ..compute import Compute, find_device
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
     from ..methods import Task, make
     from ..sets import Budget
+    from ..sketch import Sketch
 
     fields = extra_fields(context.args)
-    chosen = make(method, fields)
-    budget, student = Budget(ipc=ipc), read_backbone(backbone)
+    chosen = make(method or ("sketch" if source.endswith(SKETCH) else "dm"), fields)
+    budget, student = Budget(ipc=ipc), _student(backbone)
     if steps is not None and steps < 1:
         raise UsageError(f"found --steps {steps}; expected at least 1")
-    augmentation = _augmentation(augment, no_flip)
-    where = find_device(device)
-    splits = load(source, root=data_root, offline=offline, seed=seed)
-    real, compute = splits.train.to(where), Compute(precision, compile)
-    task = Task(real, budget, student, augmentation, compute)
+    augmentation = read_augmentation(augment, no_flip)
+    held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
+    if held is None:
+        real = load(source, root=data_root, offline=offline, seed=seed).train
+    else:
+        real, student = held.without_images(), student if backbone else held.backbone
+    compute = Compute(precision, compile)
+    task = Task(real.to(find_device(device)), budget, student, augmentation, compute, held)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
@@ -105,12 +121,19 @@ def distill(
         {"run": str(out), **{name: record[name] for name in SHOWN}},
         f"{record['images']} images in {out} after {record['steps_done']} steps, "
         f"{record['seconds']:.0f} s; look at {out / 'sheet.png'}\n"
-        f"next: medistill evaluate {out} --data '{source}'",
+        f"next: medistill evaluate {out} --data '{'SOURCE' if held else source}'",
         as_json,
     )
 
 
-def _augmentation(text: str, no_flip: bool) -> "Augmentation":
+def _student(name: str | None) -> "Backbone":
+    """Read --backbone."""
+    from ..backbones import backbone
+
+    return backbone(name or "convnet-3-128")
+
+
+def read_augmentation(text: str, no_flip: bool) -> "Augmentation":
     """Read --augment and --no-flip."""
     from ..augment import KINDS, Augmentation
     from ..errors import UsageError, nearest

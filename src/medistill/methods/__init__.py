@@ -12,10 +12,11 @@ from .dsa import DSA
 from .herding import Herding
 from .kcenter import KCenter
 from .random import Random
+from .sketch import FromSketch
 
 __all__ = ["METHODS", "PRESETS", "Log", "Method", "Task", "make", "method_class"]
 
-METHODS: tuple[type[Method], ...] = (Random, Herding, KCenter, DC, DSA, DM)
+METHODS: tuple[type[Method], ...] = (Random, Herding, KCenter, DC, DSA, DM, FromSketch)
 
 
 # Names for settings that are worth one.

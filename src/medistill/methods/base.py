@@ -18,6 +18,7 @@ from ..optim import sgd_
 from ..records import Json, State, to_record
 from ..rng import Rng
 from ..sets import Budget, Origin, RealSet, Recipe, Start, SyntheticSet, TaskKind, denormalize
+from ..sketch import Sketch
 
 Log = dict[str, float]
 
@@ -26,9 +27,9 @@ Log = dict[str, float]
 class Task:
     """All that a method may see: the training split, the budget and the backbone.
 
-    `prepared` holds what the method's own `prepare` returned. There is no other split here, so
-    a method cannot look at test images. Flips are left out where the card says that a mirrored
-    image would have another class.
+    Where there is a `sketch`, `real` holds no images, only their card. `prepared` holds what the
+    method's own `prepare` returned. There is no other split here, so a method cannot look at test
+    images. Flips are left out where the card says that a mirrored image would have another class.
     Raises: RunRefused when a class has fewer images than the budget asks for (multi-label images
     have no class of their own to count).
     """
@@ -38,6 +39,7 @@ class Task:
     backbone: Backbone
     augmentation: Augmentation = field(default_factory=Augmentation)
     compute: Compute = PLAIN
+    sketch: Sketch | None = None
     prepared: State = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,10 +47,13 @@ class Task:
             object.__setattr__(self, "augmentation", self.augmentation.without_flips())
         if self.real.card.task == "multi-label":
             return
-        for name, members in zip(self.real.card.classes, self.real.by_class, strict=True):
-            if len(members) < self.ipc:
+        counts = [len(members) for members in self.real.by_class]
+        if self.sketch is not None:
+            counts = self.sketch.counts.tolist()
+        for name, count in zip(self.real.card.classes, counts, strict=True):
+            if count < self.ipc:
                 raise RunRefused(
-                    f"found {len(members)} training images of class {name!r} in "
+                    f"found {count} training images of class {name!r} in "
                     f"{self.real.card.name}; expected at least {self.ipc} (images per class): "
                     "lower --ipc or add images"
                 )
@@ -78,6 +83,7 @@ class Method(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     tasks: ClassVar[tuple[TaskKind, ...]] = ("binary", "multi-class", "ordinal")
+    from_sketch: ClassVar[bool] = False  # True where a sketch is enough
     start: Start
 
     @abstractmethod

@@ -128,5 +128,5 @@ def class_means(network: Network, images: Tensor, task: Task, draws: list[Draw])
         task.augmentation.apply(part, draw)
         for part, draw in zip(images.split(task.ipc), draws, strict=True)
     ]
-    features = extract(network, torch.cat(parts))
+    features = extract(network, torch.cat(parts), task.compute)
     return torch.stack([part.mean(0) for part in features.split(task.ipc)])

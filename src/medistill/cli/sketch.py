@@ -1,0 +1,119 @@
+"""medistill sketch and merge: sums of a set, and the sums of several."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import (
+    AsJson,
+    Compile,
+    DataRoot,
+    Device,
+    Offline,
+    Out,
+    Seed,
+    Source,
+    emit,
+    guarded,
+)
+from .distill import SKETCH, Augment, BackboneName, NoFlip, Precision, read_augmentation
+
+Networks = Annotated[int, typer.Option(help="Random networks that look at the images.")]
+Frequencies = Annotated[int, typer.Option(help="Random frequencies for each network.")]
+Scale = Annotated[
+    float, typer.Option(help="Size of the frequencies; larger ones see finer detail.")
+]
+Mean = Annotated[
+    list[float] | None,
+    typer.Option(help="Public normalization, repeated for each channel; with --std."),
+]
+Std = Annotated[list[float] | None, typer.Option(help="See --mean.")]
+
+
+@guarded
+def sketch(
+    source: Source,
+    out: Out,
+    backbone: BackboneName = "convnet-3-128",
+    networks: Networks = 20,
+    frequencies: Frequencies = 128,
+    scale: Scale = 1.0,
+    augment: Augment = "all",
+    no_flip: NoFlip = False,
+    mean: Mean = None,
+    std: Std = None,
+    precision: Precision = "float32",
+    compile: Compile = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sketch a training split: one pass, a small file, and the images are not needed any more.
+
+    A sketch is a sum over images, so sketches of several sites or shards add up (merge) where they
+    were made with the same settings, --mean and --std included. It is not private by itself.
+
+    Example: medistill sketch phantom --networks 4 --backbone convnet-3-16 --out phantom.sketch
+    """
+    from ..backbones import backbone as read_backbone
+    from ..backbones import to_spec
+    from ..compute import Compute, find_device
+    from ..data import load
+    from ..records import to_record
+    from ..sets import normalized_by
+    from ..sketch import SketchSpec
+    from ..sketch import sketch as sketch_of
+
+    _check_out(out)
+    where = find_device(device)
+    augmentation = read_augmentation(augment, no_flip)
+    student = read_backbone(backbone)
+    real = load(source, root=data_root, offline=offline, seed=seed).train.to(where)
+    if mean or std:
+        card = normalized_by(real.card, mean or (), std or ())
+        real = dataclasses.replace(real, card=card)
+    if not real.card.flips:
+        augmentation = augmentation.without_flips()
+    spec = SketchSpec(to_spec(student), to_record(augmentation), networks, frequencies, scale)
+    made = sketch_of(real, spec, Compute(precision, compile))
+    made.save(out)
+    record = {"sketch": str(out), "images": int(made.counts.sum()), "bytes": out.stat().st_size}
+    text = f"{record['images']} images in {out}, {record['bytes']:,} bytes"
+    emit(record, f"{text}\nnext: medistill distill {out} --method sketch --out RUN", as_json)
+
+
+@guarded
+def merge(
+    sketches: Annotated[list[Path], typer.Argument(help="Sketches made with the same settings.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Add sketches up: the sketch of all their images, to the last bit.
+
+    Sketches that were made with other settings are refused, and the field that differs is named.
+
+    Example: medistill merge a.sketch b.sketch --out both.sketch
+    """
+    from ..sketch import Sketch
+    from ..sketch import merge as merge_all
+
+    _check_out(out)
+    made = merge_all([Sketch.load(path) for path in sketches])
+    made.save(out)
+    images = int(made.counts.sum())
+    record = {"sketch": str(out), "sketches": len(sketches), "images": images}
+    emit(record, f"{len(sketches)} sketches of {images} images in {out}", as_json)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a file that is there, or whose name later commands would not take for a sketch."""
+    from ..errors import RunRefused, UsageError
+
+    if out.suffix != SKETCH:
+        raise UsageError(f"found --out {out}; expected a name that ends in {SKETCH}")
+    if out.exists():
+        raise RunRefused(f"found {out} already there; expected a new file: choose another --out")

@@ -1,0 +1,268 @@
+"""Sketches: sums over a set from which images are distilled without it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .augment import Augmentation, Draw
+from .backbones import Backbone, Network, from_spec
+from .compute import PLAIN, Compute
+from .errors import DataError, UsageError
+from .features import READ, extract, extract_fast
+from .progress import progress
+from .records import Json, State, digest, from_record, load_state, save_state, to_record
+from .rng import Rng
+from .sets import Card, RealSet
+
+FORMAT = "medistill sketch 1"
+# Sums are counted in steps of 2^-30: whole numbers add up to the same in every order.
+GRID = 2**30
+NOISE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class SketchSpec:
+    """What a sketch asks of an image; two sketches can be added where all of this is equal.
+
+    `networks` random networks of one backbone, each with one draw of augmentation, and for each
+    `frequencies` random frequencies of size `scale`; all follow from `seed`, which is public.
+    """
+
+    backbone: Json
+    augmentation: Json
+    networks: int = 20
+    frequencies: int = 128
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "frequencies", "scale"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"found {name} {getattr(self, name)}; expected more than 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """The empirical characteristic function of a set's features, class by class, as sums.
+
+    sums[c, m] = sum over images x of class c of round(GRID [cos(t_j . phi_m(A_m(x))),
+    sin(t_j . phi_m(A_m(x)))]_j / sqrt(J)), so one image adds a vector of norm 1 for each of the
+    networks m; counts[c] is the number of images.
+    Shapes: sums int64 [k, networks, 2 J]; counts int64 [k]; spreads float64 [networks], the
+    constants that `spread_of` gives.
+    """
+
+    spec: SketchSpec
+    card: Card
+    sums: Tensor
+    counts: Tensor
+    spreads: Tensor
+
+    @property
+    def state(self) -> State:
+        """The tensors, as they are saved."""
+        return {"sums": self.sums, "counts": self.counts, "spreads": self.spreads}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of its networks."""
+        return from_spec(self.spec.backbone)
+
+    def means(self) -> Tensor:
+        """Return the mean vector [k, networks, 2 J] of each class, float32."""
+        counts = self.counts.double().view(-1, 1, 1)
+        return (self.sums.double() / GRID / counts).float()
+
+    def without_images(self) -> RealSet:
+        """Return a real set of no images that carries the card."""
+        images = torch.empty((0, self.card.channels, *self.card.shape), dtype=torch.uint8)
+        return RealSet(images, torch.empty(0, dtype=torch.int64), self.card)
+
+    def save(self, path: Path) -> None:
+        """Write the sketch as safetensors with one JSON header."""
+        header = {"format": FORMAT, "spec": to_record(self.spec), "card": to_record(self.card)}
+        save_state(path, self.state, header)
+
+    @staticmethod
+    def load(path: Path) -> "Sketch":
+        """Read a sketch that `save` wrote.
+
+        Raises: DataError when the file is missing, damaged, empty or cannot be a sketch.
+        """
+        state, header = load_state(path)
+        if header.get("format") != FORMAT:
+            raise DataError(f"{path} holds no sketch; expected a file that sketch wrote")
+        try:
+            spec = from_record(SketchSpec, header["spec"])
+            card = from_record(Card, header["card"])
+            found = Sketch(spec, card, state["sums"], state["counts"], state["spreads"])
+        except (KeyError, TypeError, UsageError) as error:
+            raise DataError(f"{path} is no whole sketch ({error}); expected one") from None
+        found._check(path)
+        return found
+
+    def _check(self, path: Path) -> None:
+        k = len(self.card.classes)
+        shape = (k, self.spec.networks, 2 * self.spec.frequencies)
+        if self.sums.dtype != torch.int64 or tuple(self.sums.shape) != shape:
+            raise DataError(
+                f"{path}: found sums {self.sums.dtype} {tuple(self.sums.shape)}; "
+                f"expected int64 {shape}"
+            )
+        if self.counts.dtype != torch.int64 or tuple(self.counts.shape) != (k,):
+            raise DataError(
+                f"{path}: found no count for each of {k} classes; expected int64 ({k},)"
+            )
+        spreads = self.spreads
+        if spreads.shape != (self.spec.networks,) or not bool((spreads > 0).all()):
+            raise DataError(f"{path}: found no spread above 0 for each network; expected a sketch")
+        for name, count in zip(self.card.classes, self.counts.tolist(), strict=True):
+            if count < 1:
+                raise DataError(f"{path}: found {count} images of class {name!r}; expected some")
+        most = self.sums.abs().amax((1, 2)).double() / GRID
+        if (most > self.counts.double() / math.sqrt(self.spec.frequencies) * (1 + 1e-6)).any():
+            raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One network of a sketch with its draw and its frequencies [d, J]."""
+
+    network: Network
+    augmentation: Augmentation
+    draw: Draw
+    frequencies: Tensor
+
+    def of(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
+        """Return the vectors [n, 2 J] of normalized images, with a gradient."""
+        seen = self.augmentation.apply(images, self.draw)
+        return waves(extract(self.network, seen, compute), self.frequencies)
+
+    def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
+        """Return the vectors of normalized images on the grid, int64 [n, 2 J], without a gradient.
+
+        What is computed of an image does not depend on the others: blocks have one size.
+        """
+        seen = self.augmentation.apply(images, self.draw)
+        features = extract_fast(self.network, seen, compute, fill=True)
+        blocks = compute.blocks(features, fill=True)
+        found = torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
+        if not bool(found.isfinite().all()):
+            raise DataError("found features that are not finite; expected finite pixels")
+        return (found.double() * GRID).round().long()
+
+
+def waves(features: Tensor, frequencies: Tensor) -> Tensor:
+    """Return [cos(t_j . phi), sin(t_j . phi)]_j / sqrt(J) of features [n, d]: rows of norm 1."""
+    phase = features @ frequencies
+    return torch.cat([phase.cos(), phase.sin()], 1) / math.sqrt(frequencies.shape[1])
+
+
+def spread_of(spec: SketchSpec, card: Card, number: int) -> float:
+    """Return the root mean square distance of the features of two noise images, three digits.
+
+    Noise images stand in for real ones, so that frequencies tell nothing about patients; three
+    digits, so that another machine's last bit does not become another frequency.
+    Raises: UsageError when the backbone mixes the images of a batch.
+    """
+    at = Rng(spec.seed).child("sketch", number)
+    backbone = from_spec(spec.backbone)
+    network = backbone.build(card, at.at("network"))
+    if network.mixes_images:
+        raise UsageError(
+            f"found {backbone.name}, whose features of an image depend on its batch; expected "
+            "another norm for a sketch: use instance norm"
+        )
+    shape = (NOISE_IMAGES, card.channels, *card.shape)
+    features = extract_fast(network, torch.randn(shape, generator=at.at("noise images")))
+    return float(f"{float(features.double().var(0).sum().mul(2).sqrt()):.3g}")
+
+
+def probe(spec: SketchSpec, card: Card, number: int, spread: float, device: torch.device) -> Probe:
+    """Return the network `number` of a sketch, rebuilt from the public seed.
+
+    Frequencies are N(0, (scale / spread)^2).
+    """
+    at = Rng(spec.seed).child("sketch", number)
+    network = from_spec(spec.backbone).build(card, at.at("network"))
+    shape = (network.head.in_features, spec.frequencies)
+    frequencies = torch.randn(shape, generator=at.at("frequencies")) * (spec.scale / spread)
+    augmentation = from_record(Augmentation, spec.augmentation)
+    draw = augmentation.draw(1, card.shape, at.at("augment"))
+    return Probe(network.to(device), augmentation, draw, frequencies.to(device))
+
+
+def sketch(real: RealSet, spec: SketchSpec, compute: Compute = PLAIN) -> Sketch:
+    """Return the sketch of a real set, read once for each network.
+
+    Sources: the empirical characteristic function of random features, as in NCFM (arXiv
+    2502.20653) and random Fourier features (Rahimi and Recht, NIPS 2007).
+    Departures: frequencies are fixed and public, not trained, so that sketches add up.
+    Raises: UsageError when the task is multi-label or the backbone mixes images; DataError when
+    features are not finite.
+
+    Example:
+        >>> from medistill import ConvNet, load
+        >>> from medistill.backbones import to_spec
+        >>> spec = SketchSpec(to_spec(ConvNet(1, 4)), {"kinds": []}, networks=2, frequencies=8)
+        >>> sketch(load("phantom:n=20,size=16").train, spec).counts.tolist()
+        [10, 10]
+    """
+    card = real.card
+    if card.task == "multi-label":
+        raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
+    k = len(card.classes)
+    sums = torch.zeros((k, spec.networks, 2 * spec.frequencies), dtype=torch.int64)
+    spreads = []
+    with progress("sketch", spec.networks * len(real)) as advance:
+        for number in range(spec.networks):
+            spreads.append(spread_of(spec, card, number))
+            way = probe(spec, card, number, spreads[-1], real.device)
+            for part in torch.arange(len(real)).split(READ):
+                values = way.on_grid(real.normalized(part), compute).cpu()
+                sums[:, number].index_add_(0, real.labels[part.to(real.device)].cpu(), values)
+                advance(len(part))
+    counts = torch.tensor([len(members) for members in real.by_class])
+    return Sketch(spec, card, sums, counts, torch.tensor(spreads, dtype=torch.float64))
+
+
+def merge(sketches: Sequence[Sketch]) -> Sketch:
+    """Return the sketch of all images of several sketches: their sums added.
+
+    Raises: DataError when they differ in anything but names, digests and counts, naming the field.
+    """
+    first = sketches[0]
+    for other in sketches[1:]:
+        for kind, one, two in (
+            ("", to_record(first.spec), to_record(other.spec)),
+            ("card ", _kind(first.card), _kind(other.card)),
+            ("", {"spreads": first.spreads.tolist()}, {"spreads": other.spreads.tolist()}),
+        ):
+            for name, value in one.items():
+                if two[name] != value:
+                    raise DataError(
+                        f"found {kind}{name} {two[name]} in {other.card.name} and {value} in "
+                        f"{first.card.name}; expected sketches made alike: sketch both with the "
+                        "same settings"
+                    )
+    names = dict.fromkeys(part.card.name for part in sketches)
+    card = dataclasses.replace(
+        first.card,
+        name=" + ".join(names),
+        digest=digest([part.card.digest for part in sketches]),
+    )
+    sums = torch.stack([part.sums for part in sketches]).sum(0)
+    counts = torch.stack([part.counts for part in sketches]).sum(0)
+    return Sketch(first.spec, card, sums, counts, first.spreads)
+
+
+def _kind(card: Card) -> Json:
+    """Return what images of two sets must share: what a network sees of them."""
+    record = to_record(card)
+    names = ("task", "classes", "channels", "shape", "mean", "std", "flips")
+    return {name: record[name] for name in names}

@@ -1,0 +1,292 @@
+"""Sketches: sums by hand, to the last bit in every order, and files that are refused."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medistill.augment import Augmentation
+from medistill.backbones import ConvNet, to_spec
+from medistill.cli import app
+from medistill.compute import Compute
+from medistill.conformance import toy
+from medistill.data import load
+from medistill.distill import distill
+from medistill.errors import DataError, RunRefused, UsageError
+from medistill.methods import DM, Task
+from medistill.methods.sketch import FromSketch
+from medistill.optim import adam_
+from medistill.records import load_state, save_state, to_record
+from medistill.rng import Rng
+from medistill.sets import Budget, RealSet, normalized_by
+from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spread_of, waves
+
+REAL = load("phantom:n=90,size=16,classes=3").train
+SMALL = ConvNet(2, 8)
+CPU = torch.device("cpu")
+
+
+def spec_of(**fields: Any) -> SketchSpec:
+    """Return a small spec."""
+    settings = {"networks": 2, "frequencies": 8, **fields}
+    return SketchSpec(to_spec(SMALL), to_record(Augmentation()), **settings)
+
+
+def part_of(real: RealSet, index: torch.Tensor) -> RealSet:
+    """Return some images of a set, with its card."""
+    return RealSet(real.images[index], real.labels[index], real.card)
+
+
+def test_waves_by_hand() -> None:
+    features = torch.tensor([[1.0, 2.0]])
+    frequencies = torch.tensor([[0.5, 0.0], [0.25, 1.0]])
+    expected = torch.tensor([math.cos(1.0), math.cos(2.0), math.sin(1.0), math.sin(2.0)])
+    assert torch.allclose(waves(features, frequencies)[0], expected / math.sqrt(2))
+
+
+def test_a_sketch_equals_a_loop_over_images() -> None:
+    spec = spec_of()
+    found = sketch(REAL, spec)
+    for number in range(2):
+        spread = spread_of(spec, REAL.card, number)
+        assert float(found.spreads[number]) == spread
+        at = Rng(0).child("sketch", number)
+        network = SMALL.build(REAL.card, at.at("network"))
+        frequencies = torch.randn((8 * 4 * 4, 8), generator=at.at("frequencies")) / spread
+        draw = Augmentation().draw(1, (16, 16), at.at("augment"))
+        for c, members in enumerate(REAL.by_class):
+            total = torch.zeros(16, dtype=torch.float64)
+            for i in members.tolist():
+                image = Augmentation().apply(REAL.normalized(torch.tensor([i])), draw)
+                phase = network.features(image)[0].detach() @ frequencies
+                total += torch.cat([phase.cos(), phase.sin()]).double() / math.sqrt(8)
+            sums = found.sums[c, number].double() / GRID
+            assert torch.allclose(sums, total, atol=1e-4)
+            assert int(found.counts[c]) == len(members)
+            assert torch.allclose(
+                found.means()[c, number], (total / len(members)).float(), atol=1e-5
+            )
+
+
+def test_one_image_adds_a_vector_of_norm_one_for_each_network() -> None:
+    way = probe(spec_of(), REAL.card, 0, 1.0, CPU)
+    vectors = way.on_grid(REAL.normalized(torch.arange(40))).double() / GRID
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(40, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sums_are_the_same_bits_in_every_order_and_grouping(precision: Any) -> None:
+    spec, compute = spec_of(), Compute(precision)
+    whole = sketch(REAL, spec, compute)
+    halves = [part_of(REAL, torch.arange(first, 90, 2)) for first in (0, 1)]
+    merged = merge([sketch(half, spec, compute) for half in halves])
+    order = torch.randperm(90, generator=Rng(0).at("order"))
+    shuffled = sketch(part_of(REAL, order), spec, compute)
+    for other in (merged, shuffled):
+        assert torch.equal(other.sums, whole.sums)
+        assert torch.equal(other.counts, whole.counts)
+
+
+def test_merged_halves_distill_to_the_same_images_as_the_whole(tmp_path: Path) -> None:
+    halves = [part_of(REAL, torch.arange(first, 90, 2)) for first in (0, 1)]
+    merge([sketch(half, spec_of()) for half in halves]).save(tmp_path / "both.sketch")
+    images = []
+    for held in (sketch(REAL, spec_of()), Sketch.load(tmp_path / "both.sketch")):
+        task = Task(held.without_images(), Budget(ipc=2), SMALL, sketch=held)
+        images.append(distill(FromSketch(iterations=6), task, seed=3).images)
+    task = Task(REAL, Budget(ipc=2), SMALL)
+    method = FromSketch(iterations=6, networks=2, frequencies=8)
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], distill(method, task, seed=3).images)
+
+
+def test_frequencies_grow_with_the_scale_and_follow_the_seed() -> None:
+    one, two = (probe(spec_of(scale=s), REAL.card, 1, 5.0, CPU).frequencies for s in (1.0, 2.0))
+    assert torch.allclose(2 * one, two)
+    assert float(one.std()) == pytest.approx(1 / 5, rel=0.1)
+    assert not torch.equal(one, probe(spec_of(seed=1), REAL.card, 1, 5.0, CPU).frequencies)
+
+
+def test_spread_is_the_distance_of_two_noise_images() -> None:
+    spread = spread_of(spec_of(), REAL.card, 0)
+    network = SMALL.build(REAL.card, Rng(0).child("sketch", 0).at("network"))
+    a, b = torch.randn((2, 400, 1, 16, 16), generator=Rng(1).at("noise"))
+    apart = (network.features(a) - network.features(b)).square().sum(1).mean().sqrt()
+    assert spread == pytest.approx(float(apart.detach()), rel=0.05)
+    assert spread == float(f"{spread:.3g}")
+
+
+def test_adam_twice_by_hand() -> None:
+    p, m, v = torch.tensor([1.0]), torch.zeros(1), torch.zeros(1)
+    twin = torch.tensor([1.0], requires_grad=True)
+    optimizer = torch.optim.Adam([twin], lr=0.2)
+    for step, gradient in enumerate((3.0, -1.0, 0.5), 1):
+        adam_(p, torch.tensor([gradient]), m, v, step=step, lr=0.2)
+        twin.grad = torch.tensor([gradient])
+        optimizer.step()
+    assert torch.allclose(p, twin.detach())
+    assert float(m) == pytest.approx(0.9 * (0.9 * 0.3 - 0.1) + 0.05)
+
+
+def test_a_step_equals_autograd_and_adam_of_torch() -> None:
+    method = FromSketch(iterations=10, networks=2, frequencies=8, lr_images=0.3)
+    task = Task(REAL, Budget(ipc=2), SMALL)
+    task = dataclasses.replace(task, prepared=method.prepare(task, Rng(0)))
+    held = sketch(REAL, method.spec(task))
+    state = method.init(task, Rng(0))
+    images = state["images"].clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=0.3)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.3 * (1 + math.cos(math.pi * step / 10)) / 2
+        number = step % 2
+        way = probe(held.spec, REAL.card, number, float(held.spreads[number]), CPU)
+        seen = way.augmentation.apply(images, way.draw)
+        vectors = waves(way.network.features(seen), way.frequencies)
+        loss = sum(
+            (vectors[2 * c : 2 * c + 2].mean(0) - held.means()[c, number]).square().sum()
+            for c in range(3)
+        )
+        assert isinstance(loss, torch.Tensor)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        state, log = method.step(state, task, Rng(0))
+        assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+        assert torch.allclose(state["images"], images.detach(), atol=1e-4)
+
+
+def test_what_cannot_be_sketched_is_refused() -> None:
+    batch = SketchSpec(to_spec(ConvNet(1, 4, norm="batch")), to_record(Augmentation()))
+    with pytest.raises(UsageError, match="another norm for a sketch"):
+        sketch(REAL, batch)
+    with pytest.raises(UsageError, match="multi-label"):
+        sketch(toy("multi-label"), spec_of())
+    with pytest.raises(UsageError, match="networks 0"):
+        spec_of(networks=0)
+    broken = dataclasses.replace(REAL, card=dataclasses.replace(REAL.card, std=(float("nan"),)))
+    with pytest.raises(DataError, match="not finite"):
+        sketch(broken, spec_of())
+
+
+def test_merge_names_the_field_that_differs() -> None:
+    one = sketch(REAL, spec_of())
+    with pytest.raises(DataError, match=r"scale 2\.0"):
+        merge([one, sketch(REAL, spec_of(scale=2.0))])
+    other = dataclasses.replace(REAL, card=normalized_by(REAL.card, [0.5], [0.25]))
+    with pytest.raises(DataError, match="card mean"):
+        merge([one, sketch(other, spec_of())])
+
+
+def test_a_public_normalization_is_one_number_per_channel() -> None:
+    card = normalized_by(REAL.card, [0.5], [0.25])
+    assert (card.mean, card.std) == ((0.5,), (0.25,))
+    assert "given" in card.normalization
+    for mean, std in (([0.5], []), ([0.5, 0.5], [0.2, 0.2]), ([0.5], [0.0])):
+        with pytest.raises(UsageError, match="number"):
+            normalized_by(REAL.card, mean, std)
+
+
+def test_methods_that_need_images_refuse_a_sketch() -> None:
+    held = sketch(REAL, spec_of())
+    task = Task(held.without_images(), Budget(ipc=2), SMALL, sketch=held)
+    with pytest.raises(UsageError, match="found a sketch for dm"):
+        distill(DM(), task, seed=0)
+    with pytest.raises(UsageError, match="no images to start from"):
+        distill(FromSketch(start="real"), task, seed=0)
+    with pytest.raises(RunRefused, match="found 30 training images"):
+        Task(held.without_images(), Budget(ipc=31), SMALL, sketch=held)
+
+
+def damaged(state: dict[str, torch.Tensor], header: dict[str, Any], how: str) -> None:
+    """Damage what a sketch file holds."""
+    if how == "another format":
+        header["format"] = "medistill model 1"
+    elif how == "no sums":
+        del state["sums"]
+    elif how == "sums of another shape":
+        state["sums"] = state["sums"][:, :1].clone()
+    elif how == "float sums":
+        state["sums"] = state["sums"].double()
+    elif how == "an empty class":
+        state["counts"][1] = 0
+    elif how == "no counts":
+        state["counts"] = state["counts"][:1].clone()
+    elif how == "sums beyond the counts":
+        state["sums"][0, 0, 0] = 100 * GRID
+    elif how == "spread of zero":
+        state["spreads"][0] = 0
+    elif how == "an unknown field":
+        header["spec"]["more"] = 1
+    else:
+        header.pop("card")
+
+
+DAMAGES = [
+    "another format",
+    "no sums",
+    "sums of another shape",
+    "float sums",
+    "an empty class",
+    "no counts",
+    "sums beyond the counts",
+    "spread of zero",
+    "an unknown field",
+    "no card",
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_sketch_is_refused(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a.sketch"
+    sketch(REAL, spec_of()).save(path)
+    state, header = load_state(path)
+    damaged(state, header, how)
+    save_state(path, state, header)
+    with pytest.raises(DataError):
+        Sketch.load(path)
+    result = CliRunner().invoke(app, ["distill", str(path), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 3
+
+
+@pytest.mark.parametrize("cut", [0, 5, 300])
+def test_a_truncated_sketch_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.sketch"
+    sketch(REAL, spec_of()).save(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError):
+        Sketch.load(path)
+
+
+def test_a_sketch_file_is_repeatable_and_complete(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.sketch", tmp_path / "b.sketch"]
+    for path in paths:
+        sketch(REAL, spec_of()).save(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    found = Sketch.load(paths[0])
+    assert found.spec == spec_of()
+    assert found.card == REAL.card
+
+
+def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    flags = ["--backbone", "convnet-2-8", "--networks", "2", "--frequencies", "8"]
+    source = "phantom:n=40,size=16"
+    for name in ("a", "b"):
+        found = run(app, ["sketch", source, *flags, "--out", str(tmp_path / f"{name}.sketch")])
+        assert found.exit_code == 0, found.output
+    again = run(app, ["sketch", source, *flags, "--out", str(tmp_path / "a.sketch")])
+    assert again.exit_code == 5
+    wrong = run(app, ["sketch", source, *flags, "--out", str(tmp_path / "a.txt")])
+    assert wrong.exit_code == 2
+    both = str(tmp_path / "both.sketch")
+    merged = run(app, ["merge", *(str(tmp_path / f"{n}.sketch") for n in "ab"), "--out", both])
+    assert merged.exit_code == 0, merged.output
+    assert Sketch.load(Path(both)).counts.tolist() == [40, 40]
+    words = ["distill", both, "--ipc", "2", "--iterations", "3", "--out", str(tmp_path / "run")]
+    made = run(app, words)
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "run" / "sheet.png").is_file()
