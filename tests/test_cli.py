@@ -323,7 +323,6 @@ BAD: dict[str, tuple[str, int, str]] = {
     "source": (DISTILL.format("pneumonamnist"), 2, "did you mean pneumoniamnist"),
     "source option": (DISTILL.format("phantom:sise=3"), 2, "did you mean size"),
     "device": (f"{PHANTOM} --device gpu", 2, "expected auto, cpu or cuda"),
-    "precision": (f"{PHANTOM} --precision half", 2, "half"),
     "no sketch": (DISTILL.format("absent.sketch"), 3, "found no absent.sketch"),
     "sketch of nothing": ("sketch absent.npz --out a.sketch", 3, "found no absent.npz"),
     "sketch merge": ("merge absent.sketch --out a.sketch", 3, "found no absent.sketch"),
