@@ -75,8 +75,7 @@ class Sketch:
 
     def means(self) -> Tensor:
         """Return the mean vector [k, networks, 2 J] of each class, float32."""
-        counts = self.counts.double().view(-1, 1, 1)
-        return (self.sums.double() / GRID / counts).float()
+        return mean_of(self.sums, self.counts)
 
     def without_images(self) -> RealSet:
         """Return a real set of no images that carries the card."""
@@ -155,6 +154,11 @@ class Probe:
         if not bool(found.isfinite().all()):
             raise DataError("found features that are not finite; expected finite pixels")
         return (found.double() * GRID).round().long()
+
+
+def mean_of(sums: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean vectors of sums [k, ...] on the grid over counts [k], float32."""
+    return (sums.double() / GRID / counts.double().view(-1, *[1] * (sums.ndim - 1))).float()
 
 
 def waves(features: Tensor, frequencies: Tensor) -> Tensor:

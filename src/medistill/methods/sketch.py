@@ -12,7 +12,7 @@ from ..optim import adam_
 from ..records import Json, State, to_record
 from ..rng import Rng
 from ..sets import Start
-from ..sketch import Sketch, SketchSpec, probe
+from ..sketch import SketchSpec, mean_of, probe
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
 
@@ -76,12 +76,12 @@ class FromSketch(Method):
         spec, held = self.spec(task), task.prepared
         number = step % spec.networks
         card, device = task.real.card, task.real.device
-        target = Sketch(spec, card, held["sums"], held["counts"], held["spreads"]).means()
+        target = mean_of(held["sums"][:, number], held["counts"]).to(device)
         way = probe(spec, card, number, float(held["spreads"][number]), device)
         images = state["images"].clone().requires_grad_()
         own = way.of(images, task.compute).split(task.ipc)
         means = torch.stack([part.mean(0) for part in own])
-        loss = (means - target[:, number].to(device)).square().sum()
+        loss = (means - target).square().sum()
         (gradient,) = torch.autograd.grad(loss, images)
         lr = self.lr_images * (1 + math.cos(math.pi * step / self.iterations)) / 2
         return adam_step(state, gradient, lr), {"loss": float(loss.detach())}

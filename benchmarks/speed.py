@@ -1,0 +1,323 @@
+"""How much faster the library is than a plain textbook loop, on the same data in one process.
+
+    python benchmarks/speed.py [--only WHAT ...] [--size 28] [--width 128] [--json]
+
+The plain loops are ours, in the shape of the field's references: class after class, float32, a
+fresh network of torch's own layers for each step, one pass over a whole batch. Each row times both
+in turn, takes the faster of REPEATS for each side, and says how far their results lie apart:
+features and images relative to the plain ones, for students their losses. Peaks are resident
+memory beyond what the process held before. Data is the built-in phantom set, so a GPU machine
+without a network can run the same command.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medistill import __version__
+from medistill.backbones import ConvNet, Network, to_spec
+from medistill.compute import Compute, find_device
+from medistill.data import load
+from medistill.features import of_set
+from medistill.methods import DC, DM, DSA, Method, Task
+from medistill.methods.base import recipe_of
+from medistill.methods.gradient_matching import distance
+from medistill.records import State, to_record
+from medistill.rng import Rng
+from medistill.sets import Budget
+from medistill.sketch import SketchSpec, probe, sketch, waves
+from medistill.train import TensorImages, fit
+
+IPC, REPEATS, IMAGES = 10, 3, 512
+FAST = Compute("bfloat16", compile=True)
+WHAT = ("features", "dm", "dm-bank", "dc", "dsa", "sketch", "student-20", "student-256")
+Side = Callable[[], Tensor]
+
+
+def plain(network: Network, channels: int, width: int) -> nn.Sequential:
+    """Return the same network of torch's own layers, as the references build it."""
+    layers: list[nn.Module] = []
+    source = iter(network.body.parameters())
+    for block in range(3):
+        conv = nn.Conv2d(channels if block == 0 else width, width, 3, padding=1)
+        norm = nn.GroupNorm(width, width)
+        for parameter in (conv.weight, conv.bias, norm.weight, norm.bias):
+            assert parameter is not None
+            parameter.data = next(source).detach().clone(memory_format=torch.contiguous_format)
+        layers += [conv, norm, nn.ReLU(), nn.AvgPool2d(2)]
+    head = nn.Linear(network.head.in_features, network.head.out_features)
+    head.load_state_dict(network.head.state_dict())
+    return nn.Sequential(*layers, nn.Flatten(), head).to(network.head.weight.device)
+
+
+def peak() -> int:
+    """Return the largest resident size since `reset`, in bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def reset() -> int:
+    """Forget the peak and return the present size."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def timed(side: Side) -> tuple[float, int, Tensor]:
+    """Return the best time of a side, its peak and its result; the first run only warms up."""
+    side()
+    best = float("inf")
+    before = reset()
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        result = side()
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best, max(0, peak() - before), result
+
+
+def ceiling(device: torch.device) -> float:
+    """Return the machine's measured rate of bfloat16 matrix products, GFLOP/s."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device).bfloat16()
+    seconds, _, _ = timed(lambda: a @ a)
+    return 2 * side**3 / seconds / 1e9
+
+
+class Bench:
+    """The task that all rows share, and for each row a plain and a fast side."""
+
+    def __init__(self, size: int, width: int, channels: int, device: torch.device) -> None:
+        source = f"phantom:n={2 * IMAGES},size={size},channels={channels}"
+        self.real = load(source, offline=True).train.to(device)
+        self.width, self.channels, self.device = width, channels, device
+        self.task = Task(self.real, Budget(ipc=IPC), ConvNet(width=width), compute=FAST)
+        self.rng = Rng(0)
+
+    def network(self, *names: str | int) -> Network:
+        """Return a network by name."""
+        return self.task.network(self.rng.at(*names))
+
+    def features(self) -> tuple[Side, Side]:
+        """Features of all images under one network."""
+        network = self.network("features")
+        body = plain(network, self.channels, self.width)[:-1]
+        index = torch.arange(len(self.real)).split(256)
+
+        def slow() -> Tensor:
+            with torch.no_grad():
+                return torch.cat([body(self.real.normalized(part)) for part in index])
+
+        return slow, lambda: of_set(network, self.real, FAST)
+
+    def step_of(self, method: Method) -> Side:
+        """Return a side that makes one step of a method from its start."""
+        task = dataclasses.replace(self.task, prepared=method.prepare(self.task, Rng(0)))
+        state = method.init(task, self.rng)
+        return lambda: method.step(state, task, self.rng)[0]["images"]
+
+    def dm(self) -> tuple[Side, Side]:
+        """One step of DM with a fresh network and 256 real images of each class."""
+        method = DM()
+        return self.plain_dm(method), self.step_of(method)
+
+    def dm_bank(self) -> tuple[Side, Side]:
+        """One step of DM under a bank, against the plain step with a fresh network."""
+        return self.plain_dm(DM()), self.step_of(DM(bank=2))
+
+    def plain_dm(self, method: DM) -> Side:
+        """Return the plain step of DM, class by class."""
+        state = method.init(self.task, self.rng)
+
+        def slow() -> Tensor:
+            at = self.rng.child("step", 0)
+            body = plain(self.network("step", 0, "network"), self.channels, self.width)[:-1]
+            images = state["images"].clone().requires_grad_()
+            loss = torch.zeros((), device=self.device)
+            for c in range(self.task.classes):
+                real, own = self.pair(images, c, at, method.batch_real, self.task.augmentation)
+                with torch.no_grad():
+                    target = body(real).mean(0)
+                loss = loss + (body(own).mean(0) - target).square().sum()
+            loss.backward()
+            assert images.grad is not None
+            return images.detach() - method.lr_images * images.grad
+
+        return slow
+
+    def pair(
+        self, images: Tensor, c: int, at: Rng, batch: int, augmentation: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return a class's real and synthetic images under one draw."""
+        members = self.real.by_class[c]
+        order = torch.randperm(len(members), generator=at.at("real", c))
+        draw = augmentation.draw(1, self.real.card.shape, at.at("augment", c))
+        real = self.real.normalized(members[order[: min(batch, len(members))]])
+        own = images[c * IPC : (c + 1) * IPC]
+        return augmentation.apply(real, draw), augmentation.apply(own, draw)
+
+    def dc(self) -> tuple[Side, Side]:
+        """One round of DC: match all classes, then 50 epochs on the images."""
+        return self.matching(DC())
+
+    def dsa(self) -> tuple[Side, Side]:
+        """One round of DSA."""
+        return self.matching(DSA())
+
+    def matching(self, method: DC | DSA) -> tuple[Side, Side]:
+        """Return both sides of a round of gradient matching."""
+        state: State = method.init(self.task, self.rng)
+        view = method.view(self.task)
+
+        def slow() -> Tensor:
+            at = self.rng.child("step", 0)
+            network = plain(self.network("network", 0), self.channels, self.width)
+            parameters = tuple(network.parameters())
+            images = state["images"].clone().requires_grad_()
+            loss = torch.zeros((), device=self.device)
+            for c in range(self.task.classes):
+                real, own = self.pair(images, c, at, method.batch_real, view)
+                labels = [torch.full((len(x),), c, device=self.device) for x in (real, own)]
+                target = torch.autograd.grad(F.cross_entropy(network(real), labels[0]), parameters)
+                mine = F.cross_entropy(network(own), labels[1])
+                gradients = torch.autograd.grad(mine, parameters, create_graph=True)
+                loss = loss + distance(gradients, target)
+            (gradient,) = torch.autograd.grad(loss, images)
+            after = images.detach() - method.lr_images * gradient
+            optimizer = torch.optim.SGD(parameters, lr=method.lr_network)
+            inner = at.child("inner")
+            for step in range(50):
+                draw = view.draw(len(after), self.real.card.shape, inner.at("augment", step))
+                optimizer.zero_grad()
+                F.cross_entropy(network(view.apply(after, draw)), state["labels"]).backward()
+                optimizer.step()
+            return after
+
+        return slow, self.step_of(method)
+
+    def sketch(self) -> tuple[Side, Side]:
+        """A sketch of all images under two networks."""
+        task = self.task
+        spec = SketchSpec(to_spec(task.backbone), to_record(task.augmentation), networks=2)
+        made = sketch(self.real, spec, FAST)
+        ways = [
+            probe(spec, self.real.card, m, float(made.spreads[m]), self.device) for m in range(2)
+        ]
+        bodies = [plain(way.network, self.channels, self.width)[:-1] for way in ways]
+
+        def slow() -> Tensor:
+            means = []
+            with torch.no_grad():
+                for members in self.real.by_class:
+                    for way, body in zip(ways, bodies, strict=True):
+                        parts = []
+                        for part in members.split(256):
+                            seen = way.augmentation.apply(self.real.normalized(part), way.draw)
+                            parts.append(waves(body(seen), way.frequencies).sum(0))
+                        means.append(torch.stack(parts).sum(0) / len(members))
+            return torch.stack(means)
+
+        return slow, lambda: sketch(self.real, spec, FAST).means().flatten(0, 1)
+
+    def student(self, images: int) -> tuple[Side, Side]:
+        """Five steps of training a student on a batch of so many images."""
+        x = torch.randn((images, self.channels, *self.real.card.shape), generator=self.rng.at("x"))
+        y = torch.arange(images) % self.task.classes
+        data = TensorImages(x.to(self.device), y.to(self.device))
+        recipe = dataclasses.replace(recipe_of(self.task), steps=10, stop=5, batch=images)
+        view, streams = self.task.augmentation, self.rng.child("student")
+
+        def slow() -> Tensor:
+            network = plain(self.network("student"), self.channels, self.width)
+            optimizer = torch.optim.SGD(
+                network.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+            )
+            for step in range(5):
+                draw = view.draw(images, self.real.card.shape, streams.at("augment", step))
+                optimizer.zero_grad()
+                loss = F.cross_entropy(network(view.apply(data.images, draw)), data.labels)
+                loss.backward()
+                optimizer.step()
+            return loss.detach()
+
+        def fast() -> Tensor:
+            network = self.network("student")
+            return torch.tensor(fit(network, data, recipe, streams, compute=FAST))
+
+        return slow, fast
+
+
+def row(bench: Bench, what: str) -> dict[str, Any]:
+    """Measure one row."""
+    if what.startswith("student-"):
+        sides = bench.student(int(what.removeprefix("student-")))
+    else:
+        sides = getattr(bench, what.replace("-", "_"))()
+    (slow, peak_slow, expected), (fast, peak_fast, found) = map(timed, sides)
+    apart = (found.cpu() - expected.cpu()).norm() / expected.cpu().norm()
+    return {
+        "what": what,
+        "plain_s": round(slow, 5),
+        "fast_s": round(fast, 5),
+        "ratio": round(slow / fast, 2),
+        "peak_plain": peak_slow,
+        "peak_fast": peak_fast,
+        # Under a bank another network is matched, so the images are not meant to be equal.
+        "difference": None if what == "dm-bank" else float(apart),
+    }
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    device = find_device(given.device)
+    bench = Bench(given.size, given.width, given.channels, device)
+    rate = ceiling(device)
+    record = {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "medistill": __version__,
+        },
+        "settings": {"size": given.size, "width": given.width, "channels": given.channels},
+        "ceiling_gflops": round(rate, 1),
+        "rows": [],
+    }
+    for what in given.only:
+        found = row(bench, what)
+        record["rows"].append(found)
+        if not given.json:
+            print(
+                f"{what:<12} plain {found['plain_s']:.4f} s, fast {found['fast_s']:.4f} s, "
+                f"ratio {found['ratio']:.1f}, difference {found['difference']}",
+                flush=True,
+            )
+    if given.json:
+        print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
