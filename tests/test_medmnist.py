@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from medistill.data import fetch, load, medmnist, medmnist_table, names
+from medistill.data import fetch, load, medmnist, medmnist_table, names, npz
 from medistill.data.medmnist_table import TABLE
 from medistill.errors import DataError, MedistillError, RunRefused
 
@@ -230,6 +230,43 @@ def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     path = write(tmp_path / "x.npz", arrays())
     monkeypatch.setattr("medistill.data.npz.os.sysconf", lambda name: 20)
     with pytest.raises(DataError, match="expected at most the memory, 400 bytes"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 8, 8)], ids=["gray", "color", "volume"])
+def test_large_arrays_that_are_not_compressed_stay_in_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    content = arrays(shape)
+    np.savez(tmp_path / "plain.npz", **content)
+    packed = load(str(write(tmp_path / "packed.npz", content)))
+    asked: list[int] = []
+    plain_start = npz._start
+    monkeypatch.setattr(npz, "MAP_FROM", 1)
+    monkeypatch.setattr(npz, "_start", lambda *a: asked.append(plain_start(*a)) or asked[-1])
+    mapped = load(str(tmp_path / "plain.npz"))
+    assert len(asked) == 6
+    for one, other in zip(mapped, packed, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert one.digest == other.digest
+        index = torch.tensor([3, 0])
+        assert torch.equal(one.normalized(index), other.normalized(index))
+    # Copy on write: what is changed in memory never reaches the file.
+    before = (tmp_path / "plain.npz").read_bytes()
+    mapped.train.images[:] = 0
+    assert (tmp_path / "plain.npz").read_bytes() == before
+
+
+def test_a_mapped_member_must_lie_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAP_FROM", 1)
+    path = tmp_path / "plain.npz"
+    np.savez(path, **arrays())
+    whole = path.read_bytes()
+    path.write_bytes(b"\0\0\0\0" + whole[4:])
+    with pytest.raises(DataError, match="damaged"):
         load(str(path))
 
 

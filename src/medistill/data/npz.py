@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from .source import Source, Where
 
 OPTIONS: tuple[str, ...] = ()
 SPLITS = ("train", "val", "test")
+MAP_FROM = 2**26  # bytes; larger arrays that are not compressed stay in their file
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 Array = np.ndarray[Any, Any]
 
@@ -69,10 +71,13 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             found = ", ".join(sorted(sizes)) or "nothing"
             raise DataError(f"{path} has no {key}; found {found}: expected the keys of MedMNIST")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if sum(sizes.values()) > memory:
+    # Arrays that are not compressed stay in the file.
+    packed = (info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED)
+    needed = sum(info.file_size for info in packed)
+    if needed > memory:
         raise DataError(
-            f"{path}: found {sum(sizes.values())} bytes of arrays; expected at most the memory, "
-            f"{memory} bytes: choose a smaller edition"
+            f"{path}: found {needed} bytes of arrays; expected at most the memory, "
+            f"{memory} bytes: choose a smaller edition, or save it with numpy.savez, uncompressed"
         )
 
 
@@ -85,15 +90,33 @@ def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
         reader = np.lib.format.read_array_header_1_0
         if version == (2, 0):
             reader = np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(file)
-        expected = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        shape, fortran, dtype = reader(file)
+        header = file.tell()
+        expected = header + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if not dtype.hasobject and expected != archive.getinfo(member).file_size:
         raise ValueError(f"{member} says shape {shape}, which its size does not fit")
     if dtype.kind not in "uibf":
         raise DataError(f"{path}: found {member} of type {dtype}; expected numbers")
+    info = archive.getinfo(member)
+    if info.compress_type == zipfile.ZIP_STORED and info.file_size >= MAP_FROM and not fortran:
+        # Copy on write: torch wants memory that it may write to, and the file stays as it is.
+        return np.memmap(path, dtype, mode="c", offset=_start(path, info) + header, shape=shape)
     with archive.open(member) as file:
         array: Array = np.lib.format.read_array(file, allow_pickle=False)
     return array
+
+
+def _start(path: Path, info: zipfile.ZipInfo) -> int:
+    """Return where the bytes of a stored member begin, from its own header in the file."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise ValueError(f"{info.filename} has no header where the archive says it is")
+        start: int = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        if start + info.file_size > path.stat().st_size:
+            raise ValueError(f"{info.filename} is cut off")
+    return start
 
 
 def _images(array: Array, where: str) -> Tensor:
@@ -102,10 +125,12 @@ def _images(array: Array, where: str) -> Tensor:
         broken = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
         found = f"{array.dtype} images" + (f" with {broken} NaN pixels" if broken else "")
         raise DataError(f"{where}: found {found}; expected uint8: save intensities as 0 to 255")
+    mapped = isinstance(array, np.memmap)
     if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] > 3):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     if array.ndim == 4 and array.shape[-1] in (1, 3):
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)))
+        moved = np.moveaxis(array, -1, 1)
+        return torch.from_numpy(moved if mapped else np.ascontiguousarray(moved))
     raise DataError(
         f"{where}: found images of shape {array.shape}; expected (n, h, w), (n, h, w, 3) or "
         "(n, d, h, w)"
