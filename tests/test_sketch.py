@@ -16,6 +16,7 @@ from medistill.compute import Compute
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.distill import distill
+from medistill.engine import Processes
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import DM, Task
 from medistill.methods.sketch import FromSketch
@@ -89,6 +90,14 @@ def test_sums_are_the_same_bits_in_every_order_and_grouping(precision: Any) -> N
     for other in (merged, shuffled):
         assert torch.equal(other.sums, whole.sums)
         assert torch.equal(other.counts, whole.counts)
+
+
+@pytest.mark.slow
+def test_processes_make_the_sketch_that_one_process_makes() -> None:
+    real = load("phantom:n=2100,size=16").train  # three shards
+    found = sketch(real, spec_of(), engine=Processes(2))
+    assert torch.equal(found.sums, sketch(real, spec_of()).sums)
+    assert int(found.counts.sum()) == 2100
 
 
 def test_merged_halves_distill_to_the_same_images_as_the_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .augment import Augmentation, Draw
 from .backbones import Backbone, Network, from_spec
 from .compute import PLAIN, Compute
+from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import READ, extract, extract_fast
 from .progress import progress
@@ -23,6 +25,7 @@ FORMAT = "medistill sketch 1"
 # Sums are counted in steps of 2^-30: whole numbers add up to the same in every order.
 GRID = 2**30
 NOISE_IMAGES = 64
+HERE = Here()
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Sketch:
 
     def _check(self, path: Path) -> None:
         k = len(self.card.classes)
-        shape = (k, self.spec.networks, 2 * self.spec.frequencies)
+        shape = _shape(self.card, self.spec)
         if self.sums.dtype != torch.int64 or tuple(self.sums.shape) != shape:
             raise DataError(
                 f"{path}: found sums {self.sums.dtype} {tuple(self.sums.shape)}; "
@@ -201,8 +204,10 @@ def probe(spec: SketchSpec, card: Card, number: int, spread: float, device: torc
     return Probe(network.to(device), augmentation, draw, frequencies.to(device))
 
 
-def sketch(real: RealSet, spec: SketchSpec, compute: Compute = PLAIN) -> Sketch:
-    """Return the sketch of a real set, read once for each network.
+def sketch(
+    real: RealSet, spec: SketchSpec, compute: Compute = PLAIN, engine: Engine = HERE
+) -> Sketch:
+    """Return the sketch of a real set, in one pass.
 
     Sources: the empirical characteristic function of random features, as in NCFM (arXiv
     2502.20653) and random Fourier features (Rahimi and Recht, NIPS 2007).
@@ -220,19 +225,36 @@ def sketch(real: RealSet, spec: SketchSpec, compute: Compute = PLAIN) -> Sketch:
     card = real.card
     if card.task == "multi-label":
         raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
-    k = len(card.classes)
-    sums = torch.zeros((k, spec.networks, 2 * spec.frequencies), dtype=torch.int64)
-    spreads = []
-    with progress("sketch", spec.networks * len(real)) as advance:
-        for number in range(spec.networks):
-            spreads.append(spread_of(spec, card, number))
-            way = probe(spec, card, number, spreads[-1], real.device)
-            for part in torch.arange(len(real)).split(READ):
-                values = way.on_grid(real.normalized(part), compute).cpu()
-                sums[:, number].index_add_(0, real.labels[part.to(real.device)].cpu(), values)
-                advance(len(part))
+    spreads = torch.tensor(
+        [spread_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
+    )
+    task = partial(_sums, spec=spec, spreads=spreads, compute=compute)
+    shards = (_shard(real, part) for part in torch.arange(len(real)).split(READ))
     counts = torch.tensor([len(members) for members in real.by_class])
-    return Sketch(spec, card, sums, counts, torch.tensor(spreads, dtype=torch.float64))
+    sums = torch.zeros(_shape(card, spec), dtype=torch.int64)
+    with progress("sketch", len(real)) as advance:
+        for shard, part in enumerate(engine.map(task, shards)):
+            sums += part
+            advance(min(READ, len(real) - shard * READ))
+    return Sketch(spec, card, sums, counts, spreads)
+
+
+def _shape(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
+    return len(card.classes), spec.networks, 2 * spec.frequencies
+
+
+def _shard(real: RealSet, index: Tensor) -> RealSet:
+    return dataclasses.replace(real, images=real.images[index], labels=real.labels[index])
+
+
+def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:
+    """Return the sums of a few images: they are read once and seen by all networks."""
+    sums = torch.zeros(_shape(real.card, spec), dtype=torch.int64)
+    images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
+    for number in range(spec.networks):
+        way = probe(spec, real.card, number, float(spreads[number]), real.device)
+        sums[:, number].index_add_(0, labels, way.on_grid(images, compute).cpu())
+    return sums
 
 
 def merge(sketches: Sequence[Sketch]) -> Sketch:

@@ -25,6 +25,7 @@ Frequencies = Annotated[int, typer.Option(help="Random frequencies for each netw
 Scale = Annotated[
     float, typer.Option(help="Size of the frequencies; larger ones see finer detail.")
 ]
+Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
 Mean = Annotated[
     list[float] | None,
     typer.Option(help="Public normalization, repeated for each channel; with --std."),
@@ -46,6 +47,7 @@ def sketch(
     std: Std = None,
     precision: Precision = "float32",
     compile: Compile = False,
+    workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -63,6 +65,8 @@ def sketch(
     from ..backbones import to_spec
     from ..compute import Compute, find_device
     from ..data import load
+    from ..engine import Here, Processes
+    from ..errors import UsageError
     from ..records import to_record
     from ..sets import normalized_by
     from ..sketch import SketchSpec
@@ -79,7 +83,10 @@ def sketch(
     if not real.card.flips:
         augmentation = augmentation.without_flips()
     spec = SketchSpec(to_spec(student), to_record(augmentation), networks, frequencies, scale)
-    made = sketch_of(real, spec, Compute(precision, compile))
+    if workers < 1:
+        raise UsageError(f"found --workers {workers}; expected at least 1")
+    engine = Here() if workers == 1 else Processes(workers)
+    made = sketch_of(real, spec, Compute(precision, compile), engine)
     made.save(out)
     record = {"sketch": str(out), "images": int(made.counts.sum()), "bytes": out.stat().st_size}
     text = f"{record['images']} images in {out}, {record['bytes']:,} bytes"
