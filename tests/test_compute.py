@@ -1,5 +1,7 @@
 """The fast ways to compute against the plain one: blocks, bfloat16, compiled code."""
 
+import dataclasses
+import math
 import shutil
 
 import pytest
@@ -13,11 +15,11 @@ from medistill.data import load
 from medistill.errors import UsageError
 from medistill.features import extract, extract_fast, of_set
 from medistill.methods import DC, DM, Method, Task
-from medistill.methods.base import started
+from medistill.methods.base import recipe_of, started
 from medistill.methods.dm import class_means, gap, real_means
 from medistill.rng import Rng
 from medistill.sets import Budget
-from medistill.train import RealImages, TensorImages, gradient
+from medistill.train import RealImages, TensorImages, fit, gradient
 
 REAL = load("phantom:n=120,size=16").train
 COMPILED = Compute(compile=True)
@@ -74,6 +76,30 @@ def test_norms_of_bfloat16_maps_are_summed_in_float32() -> None:
     expected = torch.nn.functional.instance_norm(x.double())
     # Sums in bfloat16 would leave nothing of a variance of 1 beside a mean of 30.
     assert (norm(x).double() - expected).abs().max() < 0.05
+
+
+def test_a_bfloat16_gradient_points_where_the_plain_one_does() -> None:
+    network = ConvNet(2, 16).build(REAL.card, Rng(0).at("network"))
+    images, labels = REAL.normalized(torch.arange(90)), REAL.labels[:90]
+    expected, loss = gradient(network, images, labels)
+    found, found_loss = gradient(network, images, labels, Compute("bfloat16"))
+    assert {p.dtype for p in (*network.parameters(), *found)} == {torch.float32}
+    assert float(found_loss) == pytest.approx(float(loss), rel=0.01)
+    flat = [torch.cat([g.flatten() for g in gradients]) for gradients in (found, expected)]
+    assert not torch.equal(*flat)
+    assert float(torch.cosine_similarity(*flat, dim=0)) > 0.98
+
+
+def test_students_learn_in_bfloat16() -> None:
+    losses = []
+    real = load("phantom:n=120,size=16,variation=1").train
+    task = Task(real, Budget(ipc=2), ConvNet(2, 8), Augmentation(kinds=()))
+    recipe = dataclasses.replace(recipe_of(task), steps=80, stop=40, lr=0.03)
+    for compute in (PLAIN, Compute("bfloat16")):
+        network = task.network(Rng(0).at("network"))
+        losses.append(fit(network, RealImages(real), recipe, Rng(0), compute=compute))
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+    assert max(losses) < 0.5 < math.log(2)
 
 
 @pytest.mark.slow

@@ -23,9 +23,10 @@ R = TypeVar("R")
 class Compute:
     """How numbers are computed; results differ by rounding alone.
 
-    `precision` is that of the side without a gradient: bfloat16 keeps norms and all sums over
-    images in float32. Gradients are always float32. `compile` costs some seconds for each
-    architecture and size of block, and pays on long runs.
+    `precision` is that of the real images' way through a network and of training: bfloat16 keeps
+    parameters, norms and all sums over images in float32. Gradients in synthetic images are always
+    float32. `compile` costs some seconds for each architecture and size of block, and pays on long
+    runs.
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -216,6 +216,7 @@ class _Book:
                 "what": what,
                 "arm": [self.arm.name, self.arm.digest],
                 "data": self.splits.train.card.digest,
+                "precision": self.compute.precision,
                 "version": __version__,
             }
         )
@@ -306,6 +307,7 @@ class _Book:
                 "lr": recipe["lr"],
                 "stop": recipe["stop"],
                 "device": str(self.splits.train.device),
+                "precision": self.compute.precision,
                 "compiled": self.compute.compile,
                 "seconds": round(time.monotonic() - begin, 3),
             }

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from .augment import Augmentation
 from .backbones import Network
@@ -103,6 +104,7 @@ def gradient(
 
     The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
     networks that mix the images of a batch see it whole. Images that fill up a block weigh nothing.
+    In bfloat16 the parameters are rounded on their way in; they and their gradients stay float32.
     """
     parameters = tuple(network.parameters())
     weights = images.new_full((len(images),), 1 / len(images))
@@ -110,7 +112,7 @@ def gradient(
     total: tuple[Tensor, ...] | None = None
     loss = weights.new_zeros(())
     for block in compute.blocks(images, labels, weights, whole=network.mixes_images):
-        part = run(network, *block)
+        part = run(network, compute.dtype, *block)
         gradients = torch.autograd.grad(part, parameters)
         loss += part.detach()
         if total is None:
@@ -121,8 +123,15 @@ def gradient(
     return total, loss
 
 
-def _loss(network: Network, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    return (F.cross_entropy(network(images), labels, reduction="none") * weights).sum()
+def _loss(
+    network: Network, dtype: torch.dtype, images: Tensor, labels: Tensor, weights: Tensor
+) -> Tensor:
+    if dtype == torch.float32:
+        logits = network(images)
+    else:
+        parameters = {name: p.to(dtype) for name, p in network.named_parameters()}
+        logits = functional_call(network, parameters, (images.to(dtype),)).float()
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
 def batch_index(n: int, batch: int, step: int, rng: Rng) -> Tensor:

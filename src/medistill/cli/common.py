@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 
@@ -26,6 +26,10 @@ DataRoot = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Never download; say where it looked.")]
 Out = Annotated[Path, typer.Option(help="Where to write; an existing result is never overwritten.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="Of the real images' way through networks, and of training."),
+]
 Compile = Annotated[
     bool,
     typer.Option(

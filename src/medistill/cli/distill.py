@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from .common import (
     Device,
     Offline,
     Out,
+    Precision,
     Seed,
     Source,
     command_line,
@@ -52,10 +53,6 @@ Augment = Annotated[
 ]
 NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="A mirrored image would belong to another class.")
-]
-Precision = Annotated[
-    Literal["float32", "bfloat16"],
-    typer.Option(help="Of the real images' way through the networks; gradients stay in float32."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 

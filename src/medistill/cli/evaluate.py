@@ -13,6 +13,7 @@ from .common import (
     DataRoot,
     Device,
     Offline,
+    Precision,
     Seed,
     command_line,
     emit,
@@ -33,6 +34,7 @@ def evaluate(
     student_steps: Annotated[
         int | None, typer.Option(help="Length of the training schedule, in steps.")
     ] = None,
+    precision: Precision = "float32",
     compile: Compile = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -69,7 +71,7 @@ def evaluate(
         steps=student_steps,
         command=command_line(),
         cache=cache_folder(),
-        compute=Compute(compile=compile),
+        compute=Compute(precision, compile),
     )
     shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
     emit({name: record[name] for name in shown}, scores_text(record), as_json)

@@ -13,12 +13,13 @@ from .common import (
     Device,
     Offline,
     Out,
+    Precision,
     Seed,
     Source,
     emit,
     guarded,
 )
-from .distill import SKETCH, Augment, BackboneName, NoFlip, Precision, read_augmentation
+from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
 
 Networks = Annotated[int, typer.Option(help="Random networks that look at the images.")]
 Frequencies = Annotated[int, typer.Option(help="Random frequencies for each network.")]
