@@ -9,7 +9,15 @@ import torch
 
 from medistill.augment import KINDS, Augmentation, Kind
 from medistill.backbones import Backbone, ConvNet, ResNet18
-from medistill.compute import BLOCK, PLAIN, Compute, _compiled, find_device
+from medistill.compute import (
+    BLOCK,
+    PLAIN,
+    REPAYS_S,
+    Compute,
+    _compiled,
+    find_device,
+    worth_compiling,
+)
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.errors import UsageError
@@ -180,3 +188,20 @@ def test_an_unknown_or_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch
         find_device("cuda")
     with pytest.raises(UsageError, match="auto, cpu or cuda"):
         find_device("gpu")
+
+
+def test_auto_compiles_what_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("medistill.compute.time.perf_counter", lambda: now[0])
+
+    def unit() -> None:
+        now[0] += 0.5
+
+    assert worth_compiling("auto", unit, 2 * REPAYS_S + 1)
+    assert not worth_compiling("auto", unit, 2 * REPAYS_S - 1)
+    assert worth_compiling("on", unit, 0)
+    assert not worth_compiling("off", unit, 1e9)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not worth_compiling("auto", unit, 1e9)
+    with pytest.raises(UsageError, match="auto, on or off"):
+        worth_compiling("yes", unit, 1)  # type: ignore[arg-type]

@@ -342,6 +342,33 @@ def test_a_log_that_cannot_be_written_ends_the_run(
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_resumed_run_is_compiled_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([True, False])
+    asked = []
+
+    def worth(mode: str, unit: Any, times: float) -> bool:
+        unit()
+        asked.append((mode, times))
+        return next(answers)
+
+    monkeypatch.setattr(MODULE, "worth_compiling", worth)
+    monkeypatch.setattr("medistill.compute._compiled", lambda function: function)
+    run = run_of(steps=3)
+    assert distill_to(tmp_path / "a", run, resume=False, compiling="auto")["compute"]["compile"]
+    assert distill_to(tmp_path / "a", run, resume=True, compiling="auto")["compute"]["compile"]
+    assert asked == [("auto", 3)]
+    record = distill_to(tmp_path / "b", run, resume=False, compiling="auto")
+    assert not record["compute"]["compile"]
+    # The step that is measured leaves no trace in the result.
+    plain = distill_to(tmp_path / "c", run, resume=False)
+    assert (tmp_path / "b" / "synthetic.safetensors").read_bytes() == (
+        tmp_path / "c" / "synthetic.safetensors"
+    ).read_bytes()
+    assert plain["compute"] == {"precision": "float32", "compile": False}
+
+
 # --- what is prepared -------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,9 @@ from .errors import UsageError
 
 BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
 GPU_BLOCK = 1024  # images; small blocks leave most of a GPU idle
+# Compiling took 7 to 35 s on two cores, and made steps about half as long.
+REPAYS_S = 90.0
+Mode = Literal["auto", "on", "off"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,9 +67,30 @@ class Compute:
 PLAIN = Compute()
 
 
+def _has_compiler() -> bool:
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
 def block_size(images: Tensor) -> int:
     """Return how many of these images go through a network at once."""
     return min(len(images), BLOCK if images.device.type == "cpu" else GPU_BLOCK)
+
+
+def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> bool:
+    """Say whether to compile work that does `unit` so many times: `auto` measures one.
+
+    `auto` compiles where the work would take over REPAYS_S seconds as it is, and never without a
+    C++ compiler.
+    Raises: UsageError when there is no such mode.
+    """
+    if mode not in ("auto", "on", "off"):
+        raise UsageError(f"found --compile {mode}; expected auto, on or off")
+    if mode != "auto" or not _has_compiler():
+        return mode == "on"
+    unit()  # the first one also warms up
+    begin = time.perf_counter()
+    unit()
+    return (time.perf_counter() - begin) * times > REPAYS_S
 
 
 def find_device(name: str) -> torch.device:
@@ -86,7 +111,7 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises: UsageError when there is no C++ compiler.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if not _has_compiler():
         raise UsageError(
             "found no C++ compiler; expected g++ or clang++ for --compile: install one, or leave "
             "out --compile"

@@ -17,6 +17,7 @@ import torch
 
 from . import __version__
 from .backbones import to_spec
+from .compute import Mode, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
@@ -126,7 +127,7 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
             "data": task.real.digest,
             "backbone": to_spec(task.backbone),
             "augmentation": to_record(task.augmentation),
-            "compute": to_record(task.compute),
+            "precision": task.compute.precision,
             "version": __version__,
         }
     )
@@ -191,8 +192,18 @@ def run_record(run: Run) -> Json:
 _MAY_DIFFER = ("command", "seconds", "peak_memory_bytes", "bytes", "finished", "steps_done")
 
 
-def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = None) -> Json:
+def distill_to(
+    folder: Path,
+    run: Run,
+    *,
+    resume: bool,
+    cache: Path | None = None,
+    compiling: Mode | None = None,
+) -> Json:
     """Distill into a run folder and return its record.
+
+    `compiling` decides whether the run is compiled (as its task says where it is None); a run
+    that is resumed goes on as it began.
 
     The folder holds run.json, log.jsonl, checkpoint.safetensors (at most every 60 s and at the
     end), synthetic.safetensors and sheet.png; a run that was killed continues with `resume`.
@@ -200,6 +211,12 @@ def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = Non
     when `check` does.
     """
     check(run.method, run.task)
+    if not resume:
+        _check_free(folder)
+    if compiling is not None:
+        compiled = _compiled(folder, run, compiling, resume, cache)
+        compute = dataclasses.replace(run.task.compute, compile=compiled)
+        run = dataclasses.replace(run, task=dataclasses.replace(run.task, compute=compute))
     record = run_record(run)
     state, seconds = _opened(folder, record, resume)
     keeper = _Keeper(folder, state, seconds)
@@ -230,14 +247,30 @@ def distill_to(folder: Path, run: Run, *, resume: bool, cache: Path | None = Non
     return record
 
 
+def _compiled(folder: Path, run: Run, mode: Mode, resume: bool, cache: Path | None) -> bool:
+    """Decide whether to compile, by a step that is thrown away or as the run began."""
+    if mode == "auto" and resume and (folder / "run.json").is_file():
+        return bool(read_json(folder / "run.json").get("compute", {}).get("compile", False))
+    steps = run.method.steps(run.task) if run.steps is None else run.steps
+    if mode != "auto" or not steps:
+        return worth_compiling(mode, lambda: None, 0)
+    rng = Rng(run.seed)
+    task = dataclasses.replace(run.task, prepared=prepared(run.method, run.task, cache))
+    state = run.method.init(task, rng)
+    return worth_compiling(mode, lambda: run.method.step(state, task, rng), steps)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunRefused(
+            f"found {folder} already there; expected a new or empty folder: choose another "
+            "--out, or continue it with --resume"
+        )
+
+
 def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, float]:
     """Make or reopen a run folder; return the state to go on from and the seconds spent."""
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunRefused(
-                f"found {folder} already there; expected a new or empty folder: choose another "
-                "--out, or continue it with --resume"
-            )
         write_json(folder / "run.json", {**record, "finished": False})
         return None, 0.0
     if not (folder / "run.json").is_file():

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from . import __version__
 from .backbones import Backbone, Network, from_spec, to_spec
-from .compute import PLAIN, Compute
+from .compute import PLAIN, Compute, Mode, worth_compiling
 from .errors import DataError
 from .features import logits_of_set
 from .methods import Task
@@ -22,8 +23,17 @@ from .metrics import NAMES, Score, evaluate_logits, finite, gap_closed, score
 from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
-from .sets import Budget, Recipe, Splits, SyntheticSet
-from .train import CPU, Drawable, RealImages, TensorImages, balanced_index, check_kind, fit
+from .sets import Budget, RealSet, Recipe, Splits, SyntheticSet
+from .train import (
+    CPU,
+    Drawable,
+    RealImages,
+    TensorImages,
+    balanced_index,
+    check_kind,
+    fit,
+    gradient,
+)
 
 RATES = (0.01, 0.03, 0.1)
 # Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
@@ -332,21 +342,28 @@ def evaluate_run(
     command: str = "",
     cache: Path | None = None,
     compute: Compute = PLAIN,
+    compiling: Mode | None = None,
 ) -> Json:
     """Evaluate the set of a run folder, write evaluation.json there and return its content.
 
     `students` are the backbone that distilled the set unless told otherwise; `steps` replaces the
-    length of the recipe's schedule.
+    length of the recipe's schedule; `compiling` decides whether training is compiled, by one step
+    on full data for `auto` (as `compute` says where it is None).
     Raises: DataError when the folder holds no finished run.
     """
     synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
     recipe = synthetic.recipe
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=steps, stop=steps)
+    backbones = students or [from_spec(recipe.backbone)]
+    if compiling is not None:
+        step = partial(_one_step, backbones[0], splits.train, recipe, compute)
+        times = recipe.steps * len(backbones) * (len(RATES) + len(seeds))
+        compute = dataclasses.replace(compute, compile=worth_compiling(compiling, step, times))
     found = evaluate(
         synthetic,
         splits,
-        students=students or [from_spec(recipe.backbone)],
+        students=backbones,
         seeds=seeds,
         recipe=recipe,
         cache=cache,
@@ -355,3 +372,9 @@ def evaluate_run(
     record = {**found.record(), "command": command, "data": to_record(splits.train.card)}
     write_json(folder / "evaluation.json", record)
     return record
+
+
+def _one_step(backbone: Backbone, real: RealSet, recipe: Recipe, compute: Compute) -> None:
+    """Take one gradient on full data and forget it."""
+    network = backbone.build(real.card, Rng(0).at("measured")).to(real.device)
+    gradient(network, *RealImages(real).draw(torch.arange(min(recipe.batch, len(real)))), compute)

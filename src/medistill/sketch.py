@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .augment import Augmentation, Draw
 from .backbones import Backbone, Network, from_spec
-from .compute import PLAIN, Compute
+from .compute import BLOCK, PLAIN, Compute, Mode, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import READ, extract, extract_fast
@@ -205,9 +205,15 @@ def probe(spec: SketchSpec, card: Card, number: int, spread: float, device: torc
 
 
 def sketch(
-    real: RealSet, spec: SketchSpec, compute: Compute = PLAIN, engine: Engine = HERE
+    real: RealSet,
+    spec: SketchSpec,
+    compute: Compute = PLAIN,
+    engine: Engine = HERE,
+    compiling: Mode | None = None,
 ) -> Sketch:
     """Return the sketch of a real set, in one pass.
+
+    `compiling` decides whether the networks are compiled (as `compute` says where it is None).
 
     Sources: the empirical characteristic function of random features, as in NCFM (arXiv
     2502.20653) and random Fourier features (Rahimi and Recht, NIPS 2007).
@@ -228,6 +234,11 @@ def sketch(
     spreads = torch.tensor(
         [spread_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
     )
+    if compiling is not None:
+        few = _shard(real, torch.arange(min(BLOCK, len(real))))
+        unit = partial(_sums, few, spec=spec, spreads=spreads, compute=compute)
+        compiled = worth_compiling(compiling, unit, len(real) / BLOCK)
+        compute = dataclasses.replace(compute, compile=compiled)
     task = partial(_sums, spec=spec, spreads=spreads, compute=compute)
     shards = (_shard(real, part) for part in torch.arange(len(real)).split(READ))
     counts = torch.tensor([len(members) for members in real.by_class])

@@ -31,10 +31,8 @@ Precision = Annotated[
     typer.Option(help="Of the real images' way through networks, and of training."),
 ]
 Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile", help="Compile the networks: some seconds at the start, faster steps after it."
-    ),
+    Literal["auto", "on", "off"],
+    typer.Option(help="Compile the networks; auto: where the work is long enough to repay it."),
 ]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "

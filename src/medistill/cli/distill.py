@@ -73,7 +73,7 @@ def distill(
     augment: Augment = "all",
     no_flip: NoFlip = False,
     precision: Precision = "float32",
-    compile: Compile = False,
+    compile: Compile = "auto",
     resume: Resume = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -108,12 +108,12 @@ def distill(
         real = load(source, root=data_root, offline=offline, seed=seed).train
     else:
         real, student = held.without_images(), student if backbone else held.backbone
-    compute = Compute(precision, compile)
-    task = Task(real.to(find_device(device)), budget, student, augmentation, compute, held)
+    real, compute = real.to(find_device(device)), Compute(precision)
+    task = Task(real, budget, student, augmentation, compute, held)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
-    record = distill_to(out, run, resume=resume, cache=cache_folder())
+    record = distill_to(out, run, resume=resume, cache=cache_folder(), compiling=compile)
     emit(
         {"run": str(out), **{name: record[name] for name in SHOWN}},
         f"{record['images']} images in {out} after {record['steps_done']} steps, "

@@ -35,7 +35,7 @@ def evaluate(
         int | None, typer.Option(help="Length of the training schedule, in steps.")
     ] = None,
     precision: Precision = "float32",
-    compile: Compile = False,
+    compile: Compile = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -71,7 +71,8 @@ def evaluate(
         steps=student_steps,
         command=command_line(),
         cache=cache_folder(),
-        compute=Compute(precision, compile),
+        compute=Compute(precision),
+        compiling=compile,
     )
     shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
     emit({name: record[name] for name in shown}, scores_text(record), as_json)

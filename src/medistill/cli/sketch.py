@@ -47,7 +47,7 @@ def sketch(
     mean: Mean = None,
     std: Std = None,
     precision: Precision = "float32",
-    compile: Compile = False,
+    compile: Compile = "auto",
     workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
@@ -87,7 +87,7 @@ def sketch(
     if workers < 1:
         raise UsageError(f"found --workers {workers}; expected at least 1")
     engine = Here() if workers == 1 else Processes(workers)
-    made = sketch_of(real, spec, Compute(precision, compile), engine)
+    made = sketch_of(real, spec, Compute(precision), engine, compile)
     made.save(out)
     record = {"sketch": str(out), "images": int(made.counts.sum()), "bytes": out.stat().st_size}
     text = f"{record['images']} images in {out}, {record['bytes']:,} bytes"
