@@ -234,11 +234,12 @@ Protocol: {backbone} distills and is the student; students train {steps} steps o
 methods of that dataset and budget; full data has its own choice. A cell is test accuracy / AUC in
 percent with the 95% t interval over seeds (3 of synthesis, each with its own student; herding and
 k-center choose once, so theirs covers students alone; 10 draws of random images; 3 students of full
-data), then the gap closed between random and full accuracy, then the steps made of the paper's. Methods that ran a small fraction of the paper's steps are not at
-their best, above all from noise. MedNIST is resized to 28 pixels and cut to 1,000 images of each
-class. Cells and tables that are missing have not been measured yet. Two rules of the protocol, the
-late stops and the even classes of full data, were settled with test scores of PneumoniaMNIST seen,
-so its numbers are no independent confirmation of them.
+data), then the gap closed between random and full accuracy, then the steps made of the paper's.
+Methods that ran a small fraction of the paper's steps are not at their best, above all from noise.
+MedNIST is resized to 28 pixels and cut to 1,000 images of each class. Cells and tables that are
+missing have not been measured yet. Two rules of the protocol, the late stops and the even classes
+of full data, were settled with test scores of PneumoniaMNIST seen, so its numbers are no
+independent confirmation of them.
 """
 ORDER = [
     ("full", ""),
