@@ -234,8 +234,8 @@ def cifar_curve() -> list[str]:
     lines.append(
         "`python benchmarks/cifar_dm.py run`: ConvNet-3-128, the paper's settings and real start, "
         "one synthesis, one student of 600 steps at each point; nothing is chosen by these scores. "
-        "Published: 48.9% after 20,000 steps, 84.8% with all images (arXiv 2110.04181), students of "
-        "1,000 steps on files that were never JPEG.\n"
+        "Published: 48.9% after 20,000 steps, 84.8% with all images (arXiv 2110.04181), by "
+        "students of 1,000 steps on files that were never JPEG.\n"
     )
     lines += ["| steps | test accuracy |", "|---|---|"]
     for row in sorted(rows, key=lambda row: (row["arm"] == "full", row["step"])):
