@@ -53,10 +53,10 @@ COMPUTE = Compute("bfloat16", compile=True)
 STEPS = {
     ("dm", "pneumoniamnist"): {1: 500, 10: 1000, 50: 300},
     ("dm", "mednist"): {1: 200, 10: 300, 50: 100},
-    ("dm", "breastmnist"): {1: 500, 10: 500, 50: 200},
+    ("dm", "breastmnist"): {1: 300, 10: 300, 50: 150},
     ("gradient", "pneumoniamnist"): {1: 200, 10: 200, 50: 30},
     ("gradient", "mednist"): {1: 60, 10: 40, 50: 8},
-    ("gradient", "breastmnist"): {1: 100, 10: 60, 50: 20},
+    ("gradient", "breastmnist"): {1: 60, 10: 40, 50: 15},
 }
 
 
