@@ -4,8 +4,9 @@
 
 The plain loops are ours, in the shape of the field's references: class after class, float32, a
 fresh network of torch's own layers for each step, one pass over a whole batch. Each row times both
-in turn, takes the faster of REPEATS for each side, and says how far their results lie apart:
-features and images relative to the plain ones, for students their losses. Peaks are resident
+in turn, takes the fastest of REPEATS for each side, and says how far their results lie apart,
+relative to the plain ones: features, sketches, by how much a step moves the images, a student's
+loss. Peaks are resident
 memory beyond what the process held before. Data is the built-in phantom set, so a GPU machine
 without a network can run the same command.
 """
@@ -128,7 +129,7 @@ class Bench:
         """Return a side that makes one step of a method from its start."""
         task = dataclasses.replace(self.task, prepared=method.prepare(self.task, Rng(0)))
         state = method.init(task, self.rng)
-        return lambda: method.step(state, task, self.rng)[0]["images"]
+        return lambda: method.step(state, task, self.rng)[0]["images"] - state["images"]
 
     def dm(self) -> tuple[Side, Side]:
         """One step of DM with a fresh network and 256 real images of each class."""
@@ -155,7 +156,7 @@ class Bench:
                 loss = loss + (body(own).mean(0) - target).square().sum()
             loss.backward()
             assert images.grad is not None
-            return images.detach() - method.lr_images * images.grad
+            return -method.lr_images * images.grad
 
         return slow
 
@@ -197,7 +198,8 @@ class Bench:
                 gradients = torch.autograd.grad(mine, parameters, create_graph=True)
                 loss = loss + distance(gradients, target)
             (gradient,) = torch.autograd.grad(loss, images)
-            after = images.detach() - method.lr_images * gradient
+            moved = -method.lr_images * gradient
+            after = images.detach() + moved
             optimizer = torch.optim.SGD(parameters, lr=method.lr_network)
             inner = at.child("inner")
             for step in range(50):
@@ -205,7 +207,7 @@ class Bench:
                 optimizer.zero_grad()
                 F.cross_entropy(network(view.apply(after, draw)), state["labels"]).backward()
                 optimizer.step()
-            return after
+            return moved
 
         return slow, self.step_of(method)
 

@@ -9,6 +9,7 @@ import torch
 
 from medistill.augment import KINDS, Augmentation, Kind
 from medistill.backbones import Backbone, ConvNet, ResNet18
+from medistill.backbones.convnet import Norm
 from medistill.compute import (
     BLOCK,
     PLAIN,
@@ -96,6 +97,16 @@ def test_a_bfloat16_gradient_points_where_the_plain_one_does() -> None:
     flat = [torch.cat([g.flatten() for g in gradients]) for gradients in (found, expected)]
     assert not torch.equal(*flat)
     assert float(torch.cosine_similarity(*flat, dim=0)) > 0.98
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "none"])
+def test_every_norm_trains_in_bfloat16(norm: Norm) -> None:
+    network = ConvNet(2, 8, norm=norm).build(REAL.card, Rng(0).at("network"))
+    images, labels = REAL.normalized(torch.arange(40)), REAL.labels[:40]
+    expected, _ = gradient(network, images, labels)
+    found, _ = gradient(network, images, labels, Compute("bfloat16"))
+    flat = [torch.cat([g.flatten() for g in gradients]) for gradients in (found, expected)]
+    assert float(torch.cosine_similarity(*flat, dim=0)) > 0.95
 
 
 def test_students_learn_in_bfloat16() -> None:

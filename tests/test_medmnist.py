@@ -1,6 +1,7 @@
 """MedMNIST files: the table, the reader, the places looked in, and downloads, whole or absent."""
 
 import hashlib
+import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -252,10 +253,25 @@ def test_large_arrays_that_are_not_compressed_stay_in_their_file(
         assert one.digest == other.digest
         index = torch.tensor([3, 0])
         assert torch.equal(one.normalized(index), other.normalized(index))
+        assert one.normalized(index).stride() == other.normalized(index).stride()
     # Copy on write: what is changed in memory never reaches the file.
     before = (tmp_path / "plain.npz").read_bytes()
     mapped.train.images[:] = 0
     assert (tmp_path / "plain.npz").read_bytes() == before
+
+
+def test_a_member_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.npz"
+    np.savez(path, **arrays() | {"train_images": np.asfortranarray(arrays()["train_images"])})
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("train_images.npy")
+    sizes = struct.pack("<II", info.file_size, info.file_size)
+    place = whole.rindex(b"PK\x01\x02" + whole[whole.index(b"PK\x01\x02") + 4 :][:16] + sizes)
+    lie = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(whole[: place + 20] + lie + whole[place + 28 :])
+    with pytest.raises(DataError, match="damaged"):
+        load(str(path))
 
 
 def test_a_mapped_member_must_lie_in_the_file(

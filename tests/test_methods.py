@@ -194,7 +194,8 @@ def test_dm_with_a_bank_equals_a_loop_over_the_whole_set(augmentation: Augmentat
 def test_a_bank_needs_networks_that_see_each_image_alone() -> None:
     task = task_of(backbone=ConvNet(depth=1, width=8, norm="batch"))
     with pytest.raises(UsageError, match="another norm for a bank"):
-        DM(bank=2).prepare(task, Rng(0))
+        DM(bank=2).check(task)
+    DM().check(task)
 
 
 def test_presets_are_methods_with_some_fields_set() -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from medistill.augment import Augmentation
@@ -21,7 +23,7 @@ from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import DM, Task
 from medistill.methods.sketch import FromSketch
 from medistill.optim import adam_
-from medistill.records import load_state, save_state, to_record
+from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import Budget, RealSet, normalized_by
 from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spread_of, waves
@@ -104,11 +106,11 @@ def test_merged_halves_distill_to_the_same_images_as_the_whole(tmp_path: Path) -
     halves = [part_of(REAL, torch.arange(first, 90, 2)) for first in (0, 1)]
     merge([sketch(half, spec_of()) for half in halves]).save(tmp_path / "both.sketch")
     images = []
+    method = FromSketch(iterations=6, networks=2, frequencies=8)
     for held in (sketch(REAL, spec_of()), Sketch.load(tmp_path / "both.sketch")):
         task = Task(held.without_images(), Budget(ipc=2), SMALL, sketch=held)
-        images.append(distill(FromSketch(iterations=6), task, seed=3).images)
+        images.append(distill(method, task, seed=3).images)
     task = Task(REAL, Budget(ipc=2), SMALL)
-    method = FromSketch(iterations=6, networks=2, frequencies=8)
     assert torch.equal(images[0], images[1])
     assert torch.equal(images[0], distill(method, task, seed=3).images)
 
@@ -206,46 +208,69 @@ def test_methods_that_need_images_refuse_a_sketch() -> None:
         distill(DM(), task, seed=0)
     with pytest.raises(UsageError, match="no images to start from"):
         distill(FromSketch(start="real"), task, seed=0)
+    with pytest.raises(UsageError, match="expected 2, as in the sketch"):
+        distill(FromSketch(), task, seed=0)
+    empty = dataclasses.replace(held, counts=torch.tensor([30, 0, 30]))
+    with pytest.raises(DataError, match="found no image of class"):
+        Task(held.without_images(), Budget(ipc=2), SMALL, sketch=empty)
     with pytest.raises(RunRefused, match="found 30 training images"):
         Task(held.without_images(), Budget(ipc=31), SMALL, sketch=held)
 
 
-def damaged(state: dict[str, torch.Tensor], header: dict[str, Any], how: str) -> None:
-    """Damage what a sketch file holds."""
-    if how == "another format":
-        header["format"] = "medistill model 1"
-    elif how == "no sums":
-        del state["sums"]
-    elif how == "sums of another shape":
-        state["sums"] = state["sums"][:, :1].clone()
-    elif how == "float sums":
-        state["sums"] = state["sums"].double()
-    elif how == "an empty class":
-        state["counts"][1] = 0
-    elif how == "no counts":
-        state["counts"] = state["counts"][:1].clone()
-    elif how == "sums beyond the counts":
-        state["sums"][0, 0, 0] = 100 * GRID
-    elif how == "spread of zero":
-        state["spreads"][0] = 0
-    elif how == "an unknown field":
-        header["spec"]["more"] = 1
-    else:
-        header.pop("card")
+Parts = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
-DAMAGES = [
-    "another format",
-    "no sums",
-    "sums of another shape",
-    "float sums",
-    "an empty class",
-    "no counts",
-    "sums beyond the counts",
-    "spread of zero",
-    "an unknown field",
-    "no card",
-]
+def tensor_of(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Parts], None]:
+    """Return what replaces one tensor of a sketch file."""
+
+    def damage(parts: Parts) -> None:
+        parts[0][name] = change(parts[0][name].clone()).clone()
+
+    return damage
+
+
+def header_of(*path: str, **values: Any) -> Callable[[Parts], None]:
+    """Return what sets fields of a sketch file's header."""
+
+    def damage(parts: Parts) -> None:
+        where = parts[1]
+        for name in path:
+            where = where[name]
+        where.update(values)
+
+    return damage
+
+
+def put(index: tuple[int, ...], value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that sets one number of a tensor."""
+    return lambda t: t.index_put_(
+        tuple(map(torch.tensor, index)), torch.tensor(value, dtype=t.dtype)
+    )
+
+
+LEAST = torch.iinfo(torch.int64).min
+DAMAGES: dict[str, Callable[[Parts], Any]] = {
+    "another format": header_of(format="medistill model 1"),
+    "no sums": lambda parts: parts[0].pop("sums"),
+    "sums of another shape": tensor_of("sums", lambda t: t[:, :1]),
+    "float sums": tensor_of("sums", torch.Tensor.double),
+    "sums beyond the counts": tensor_of("sums", put((0, 0, 0), 100 * GRID)),
+    "sums of the least number": tensor_of("sums", lambda t: t.fill_(LEAST)),
+    "no images": tensor_of("counts", torch.zeros_like),
+    "a count below zero": tensor_of("counts", put((1,), -1)),
+    "no counts": tensor_of("counts", lambda t: t[:1]),
+    "spread of zero": tensor_of("spreads", put((0,), 0.0)),
+    "endless spread": tensor_of("spreads", put((1,), math.inf)),
+    "complex spreads": tensor_of("spreads", lambda t: t.to(torch.complex64)),
+    "an unknown field": header_of("spec", more=1),
+    "an unknown backbone": header_of("spec", "backbone", family="convnot"),
+    "a wide backbone": header_of("spec", "backbone", width=10**7),
+    "a deep backbone": header_of("spec", "backbone", depth=10**9, pooling="none"),
+    "an unknown augmentation": header_of("spec", "augmentation", kinds=["shake"]),
+    "no mean": header_of("card", mean=[]),
+    "endless images": header_of("card", shape=[10**6, 10**6]),
+    "no card": lambda parts: parts[1].pop("card"),
+}
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -253,12 +278,34 @@ def test_a_damaged_sketch_is_refused(tmp_path: Path, how: str) -> None:
     path = tmp_path / "a.sketch"
     sketch(REAL, spec_of()).save(path)
     state, header = load_state(path)
-    damaged(state, header, how)
+    DAMAGES[how]((state, header))
     save_state(path, state, header)
     with pytest.raises(DataError):
         Sketch.load(path)
     result = CliRunner().invoke(app, ["distill", str(path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 3
+
+
+def test_a_header_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.sketch"
+    path.write_bytes(save({"sums": torch.zeros(1)}, metadata={"medistill": "[]"}))
+    with pytest.raises(DataError, match="not an object"):
+        Sketch.load(path)
+
+
+def test_a_run_goes_on_with_its_own_sketch_only(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    path, out = tmp_path / "a.sketch", tmp_path / "run"
+    sketch(REAL, spec_of()).save(path)
+    words = ["distill", str(path), "--ipc", "2", "--iterations", "3", "--out", str(out)]
+    assert run(app, words).exit_code == 0
+    settings = read_json(out / "run.json")["settings"]
+    assert (settings["networks"], settings["frequencies"]) == (2, 8)
+    sketch(REAL, spec_of(seed=1)).save(path)
+    assert run(app, [*words, "--resume"]).exit_code == 5
+    refused = run(app, [*words[:-1], str(tmp_path / "other"), "--networks", "5"])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("cut", [0, 5, 300])

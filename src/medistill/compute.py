@@ -1,11 +1,14 @@
 """How numbers are computed: in which precision, in which blocks, compiled or not."""
 
 import os
+import shlex
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
@@ -27,10 +30,10 @@ R = TypeVar("R")
 class Compute:
     """How numbers are computed; results differ by rounding alone.
 
-    `precision` is that of the real images' way through a network and of training: bfloat16 keeps
-    parameters, norms and all sums over images in float32. Gradients in synthetic images are always
-    float32. `compile` costs some seconds for each architecture and size of block, and pays on long
-    runs.
+    `precision` is that of the real images' way through a network and of training: bfloat16 rounds
+    pixels, maps and parameters on their way in, and keeps norms, sums over images and what is
+    trained in float32. Gradients in synthetic images are always float32. `compile` is for steps and
+    students; it costs some seconds for each architecture and size of block, and pays on long runs.
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -56,7 +59,7 @@ class Compute:
         """
         size = len(tensors[0]) if whole else block_size(tensors[0])
         if fill and not whole:
-            size = BLOCK if tensors[0].device.type == "cpu" else GPU_BLOCK
+            size = full_block(tensors[0].device)
         for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
             missing = size - len(block[0])
             if missing and (self.compile or fill):
@@ -68,12 +71,32 @@ PLAIN = Compute()
 
 
 def _has_compiler() -> bool:
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    """Say whether what torch compiles with is here: a C++ compiler and Python's headers."""
+    words = shlex.split(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return bool(words and shutil.which(words[0])) and headers.is_file()
+
+
+def require_compiler() -> None:
+    """Refuse to compile where it cannot be done.
+
+    Raises: UsageError when there is no C++ compiler, or Python came without its headers.
+    """
+    if not _has_compiler():
+        raise UsageError(
+            "found no C++ compiler with Python's headers; expected g++ (or $CXX) and python3-dev "
+            "for --compile on: install them, or use --compile auto"
+        )
+
+
+def full_block(device: torch.device) -> int:
+    """Return how many images go through a network at once on a device."""
+    return BLOCK if device.type == "cpu" else GPU_BLOCK
 
 
 def block_size(images: Tensor) -> int:
     """Return how many of these images go through a network at once."""
-    return min(len(images), BLOCK if images.device.type == "cpu" else GPU_BLOCK)
+    return min(len(images), full_block(images.device))
 
 
 def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> bool:
@@ -81,15 +104,19 @@ def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> boo
 
     `auto` compiles where the work would take over REPAYS_S seconds as it is, and never without a
     C++ compiler.
-    Raises: UsageError when there is no such mode.
+    Raises: UsageError when there is no such mode, or `on` cannot be done.
     """
     if mode not in ("auto", "on", "off"):
         raise UsageError(f"found --compile {mode}; expected auto, on or off")
+    if mode == "on":
+        require_compiler()
     if mode != "auto" or not _has_compiler():
         return mode == "on"
     unit()  # the first one also warms up
     begin = time.perf_counter()
     unit()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return (time.perf_counter() - begin) * times > REPAYS_S
 
 
@@ -111,11 +138,7 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises: UsageError when there is no C++ compiler.
     """
-    if not _has_compiler():
-        raise UsageError(
-            "found no C++ compiler; expected g++ or clang++ for --compile: install one, or leave "
-            "out --compile"
-        )
+    require_compiler()
     # The default of 8 is below the sizes and architectures that one study meets.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(function, dynamic=False)

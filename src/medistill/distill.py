@@ -17,7 +17,7 @@ import torch
 
 from . import __version__
 from .backbones import to_spec
-from .compute import Mode, worth_compiling
+from .compute import Mode, require_compiler, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
@@ -29,6 +29,7 @@ from .records import (
     load_state,
     read_json,
     save_state,
+    state_digest,
     to_record,
     write_atomic,
     write_json,
@@ -66,7 +67,8 @@ def distill(
     """
     check(method, task)
     rng = Rng(seed)
-    task = dataclasses.replace(task, prepared=prepared(method, task, cache))
+    if not task.prepared:
+        task = dataclasses.replace(task, prepared=prepared(method, task, cache))
     state = method.init(task, rng) if resume is None else on_device(resume, task.real.device)
     total = method.steps(task) if steps is None else min(steps, method.steps(task))
     done = int(state["step"])
@@ -113,6 +115,9 @@ def check(method: Method, task: Task) -> None:
             "expected noise: leave out --start"
         )
     task.backbone.build(card, Rng(0).at("check"))
+    if task.compute.compile:
+        require_compiler()
+    method.check(task)
 
 
 def prepared(method: Method, task: Task, cache: Path | None) -> State:
@@ -120,11 +125,16 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
 
     The stream is fixed, not the run's seed: all budgets and seeds of synthesis share it.
     """
+    # Never compiled, so that whether its steps are compiled changes nothing of it.
+    task = dataclasses.replace(task, compute=dataclasses.replace(task.compute, compile=False))
     what = method.prepared_from(task)
     key = digest(
         {
             "what": what,
             "data": task.real.digest,
+            "card": to_record(task.real.card),
+            "device": task.real.device.type,
+            "torch": torch.__version__,
             "backbone": to_spec(task.backbone),
             "augmentation": to_record(task.augmentation),
             "precision": task.compute.precision,
@@ -161,7 +171,8 @@ class Run:
 
 def run_record(run: Run) -> Json:
     """Return what identifies a run: resuming is refused where any of this differs."""
-    total = run.method.steps(run.task)
+    total, held = run.method.steps(run.task), run.task.sketch
+    sketched = None if held is None else {"digest": state_digest(held.state)}
     return {
         "format": "medistill run 1",
         "source": run.source,
@@ -180,6 +191,7 @@ def run_record(run: Run) -> Json:
         "steps": total if run.steps is None else min(run.steps, total),
         "paper_steps": total,
         "data": to_record(run.task.real.card),
+        "sketch": sketched,
         "device": str(run.task.real.device),
         "versions": {
             "medistill": __version__,
@@ -213,8 +225,10 @@ def distill_to(
     check(run.method, run.task)
     if not resume:
         _check_free(folder)
+    ready = run.task.prepared or prepared(run.method, run.task, cache)
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, prepared=ready))
     if compiling is not None:
-        compiled = _compiled(folder, run, compiling, resume, cache)
+        compiled = _compiled(folder, run, compiling, resume)
         compute = dataclasses.replace(run.task.compute, compile=compiled)
         run = dataclasses.replace(run, task=dataclasses.replace(run.task, compute=compute))
     record = run_record(run)
@@ -247,15 +261,14 @@ def distill_to(
     return record
 
 
-def _compiled(folder: Path, run: Run, mode: Mode, resume: bool, cache: Path | None) -> bool:
+def _compiled(folder: Path, run: Run, mode: Mode, resume: bool) -> bool:
     """Decide whether to compile, by a step that is thrown away or as the run began."""
     if mode == "auto" and resume and (folder / "run.json").is_file():
         return bool(read_json(folder / "run.json").get("compute", {}).get("compile", False))
     steps = run.method.steps(run.task) if run.steps is None else run.steps
     if mode != "auto" or not steps:
         return worth_compiling(mode, lambda: None, 0)
-    rng = Rng(run.seed)
-    task = dataclasses.replace(run.task, prepared=prepared(run.method, run.task, cache))
+    rng, task = Rng(run.seed), run.task
     state = run.method.init(task, rng)
     return worth_compiling(mode, lambda: run.method.step(state, task, rng), steps)
 

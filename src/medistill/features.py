@@ -74,7 +74,7 @@ def class_means(
         total = torch.zeros((), dtype=torch.float64, device=real.device)
         for part in members.split(READ):
             images = augmentation.apply(real.normalized(part), draw)
-            total = total + extract_fast(network, images, compute).sum(0)
+            total = total + extract_fast(network, images, compute).sum(0).double()
         means.append((total / len(members)).float())
     return torch.stack(means)
 
@@ -86,6 +86,7 @@ def logits_of_set(network: Network, real: RealSet) -> Tensor:
     The network is trained, and in evaluation mode while they are computed.
     """
     network.eval()
-    logits: Tensor = network.head(of_set(network, real))
+    blocks = torch.arange(len(real)).split(READ)
+    logits = [network.head(extract_fast(network, real.normalized(part))).cpu() for part in blocks]
     network.train()
-    return logits.cpu()
+    return torch.cat(logits)

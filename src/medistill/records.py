@@ -148,6 +148,8 @@ def load_state(path: Path) -> tuple[State, Json]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["medistill"])
+            if not isinstance(header, dict):
+                raise ValueError(f"its header is {type(header).__name__}, not an object")
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise DataError(

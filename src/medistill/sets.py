@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,7 +110,8 @@ class RealSet:
 
     def normalized(self, index: Tensor) -> Tensor:
         """Draw images as float32, (x / 255 - mean) / std per channel."""
-        images = self.images[index.to(self.device)].float().div_(255)
+        # Contiguous, for sets read in other ways have other strides, and so other last bits.
+        images = self.images[index.to(self.device)].contiguous().float().div_(255)
         return normalize(images, self.card.mean, self.card.std)
 
 
@@ -253,7 +255,8 @@ def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Ca
 
     Raises: UsageError when there is not one number per channel, or a std is not above 0.
     """
-    if {len(mean), len(std)} != {card.channels} or not all(value > 0 for value in std):
+    finite = all(map(math.isfinite, (*mean, *std)))
+    if {len(mean), len(std)} != {card.channels} or not finite or min(std) <= 0:
         raise UsageError(
             f"found mean {list(mean)} and std {list(std)} for {card.name}; expected "
             f"{card.channels} number(s) each, and a std above 0"

@@ -12,19 +12,22 @@ from torch import Tensor
 
 from .augment import Augmentation, Draw
 from .backbones import Backbone, Network, from_spec
-from .compute import BLOCK, PLAIN, Compute, Mode, worth_compiling
+from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import READ, extract, extract_fast
 from .progress import progress
 from .records import Json, State, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
-from .sets import Card, RealSet
+from .sets import Card, RealSet, normalized_by
 
 FORMAT = "medistill sketch 1"
 # Sums are counted in steps of 2^-30: whole numbers add up to the same in every order.
 GRID = 2**30
 NOISE_IMAGES = 64
+MOST_PIXELS = 2**26  # of one image; a file that asks for more is refused
+MOST_PARAMETERS = 2**28
+MOST_NUMBER = 2**12  # of layers, channels and the like
 HERE = Here()
 
 
@@ -76,6 +79,12 @@ class Sketch:
         """The backbone of its networks."""
         return from_spec(self.spec.backbone)
 
+    @property
+    def settings(self) -> Json:
+        """The fields that a method which distills from it has to have."""
+        record = to_record(self.spec)
+        return {name: record[name] for name in ("networks", "frequencies", "scale")}
+
     def means(self) -> Tensor:
         """Return the mean vector [k, networks, 2 J] of each class, float32."""
         return mean_of(self.sums, self.counts)
@@ -121,14 +130,36 @@ class Sketch:
                 f"{path}: found no count for each of {k} classes; expected int64 ({k},)"
             )
         spreads = self.spreads
-        if spreads.shape != (self.spec.networks,) or not bool((spreads > 0).all()):
-            raise DataError(f"{path}: found no spread above 0 for each network; expected a sketch")
-        for name, count in zip(self.card.classes, self.counts.tolist(), strict=True):
-            if count < 1:
-                raise DataError(f"{path}: found {count} images of class {name!r}; expected some")
-        most = self.sums.abs().amax((1, 2)).double() / GRID
+        if spreads.dtype != torch.float64 or spreads.shape != (self.spec.networks,):
+            raise DataError(f"{path}: found no spread for each network; expected float64 numbers")
+        if not bool((spreads.isfinite() & (spreads > 0)).all()):
+            raise DataError(f"{path}: found a spread that is not above 0; expected a sketch")
+        if int(self.counts.min()) < 0 or int(self.counts.max()) < 1:
+            raise DataError(f"{path}: found counts {self.counts.tolist()}; expected some images")
+        most = self.sums.double().abs().amax((1, 2)) / GRID
+        self._check_spec(path)
         if (most > self.counts.double() / math.sqrt(self.spec.frequencies) * (1 + 1e-6)).any():
             raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
+
+    def _check_spec(self, path: Path) -> None:
+        """Refuse what cannot be computed with, before a network is built of it."""
+        card = self.card
+        pixels = math.prod((card.channels, *card.shape))
+        if not 0 < pixels <= MOST_PIXELS or min(card.shape, default=0) < 1:
+            raise DataError(f"{path}: found images of {pixels} pixels; expected 1 to {MOST_PIXELS}")
+        numbers = [n for n in self.spec.backbone.values() if isinstance(n, int)]
+        if any(n > MOST_NUMBER for n in numbers):
+            raise DataError(f"{path}: found {max(numbers)} in its backbone; expected less")
+        try:
+            normalized_by(card, card.mean, card.std)
+            from_record(Augmentation, self.spec.augmentation)
+            size = from_spec(self.spec.backbone).parameters(card)
+        except (UsageError, TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise DataError(f"{path} is no whole sketch ({error}); expected one") from None
+        if size > MOST_PARAMETERS:
+            raise DataError(
+                f"{path}: found a network of {size} parameters; expected {MOST_PARAMETERS} at most"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +201,27 @@ def waves(features: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([phase.cos(), phase.sin()], 1) / math.sqrt(frequencies.shape[1])
 
 
+def check_backbone(spec: SketchSpec, card: Card) -> None:
+    """Refuse a backbone that does not see each image of a card alone.
+
+    Raises: UsageError when it is unknown, mixes the images of a batch, or does not fit the images.
+    """
+    backbone = from_spec(spec.backbone)
+    if backbone.build(card, Rng(0).at("check")).mixes_images:
+        raise UsageError(
+            f"found {backbone.name}, whose features of an image depend on its batch; expected "
+            "another norm for a sketch: use instance norm"
+        )
+
+
 def spread_of(spec: SketchSpec, card: Card, number: int) -> float:
     """Return the root mean square distance of the features of two noise images, three digits.
 
     Noise images stand in for real ones, so that frequencies tell nothing about patients; three
     digits, so that another machine's last bit does not become another frequency.
-    Raises: UsageError when the backbone mixes the images of a batch.
     """
     at = Rng(spec.seed).child("sketch", number)
-    backbone = from_spec(spec.backbone)
-    network = backbone.build(card, at.at("network"))
-    if network.mixes_images:
-        raise UsageError(
-            f"found {backbone.name}, whose features of an image depend on its batch; expected "
-            "another norm for a sketch: use instance norm"
-        )
+    network = from_spec(spec.backbone).build(card, at.at("network"))
     shape = (NOISE_IMAGES, card.channels, *card.shape)
     features = extract_fast(network, torch.randn(shape, generator=at.at("noise images")))
     return float(f"{float(features.double().var(0).sum().mul(2).sqrt()):.3g}")
@@ -231,13 +268,15 @@ def sketch(
     card = real.card
     if card.task == "multi-label":
         raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
+    check_backbone(spec, card)
     spreads = torch.tensor(
         [spread_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
     )
     if compiling is not None:
-        few = _shard(real, torch.arange(min(BLOCK, len(real))))
+        block = full_block(real.device)
+        few = _shard(real, torch.arange(min(block, len(real))))
         unit = partial(_sums, few, spec=spec, spreads=spreads, compute=compute)
-        compiled = worth_compiling(compiling, unit, len(real) / BLOCK)
+        compiled = worth_compiling(compiling, unit, len(real) / block)
         compute = dataclasses.replace(compute, compile=compiled)
     task = partial(_sums, spec=spec, spreads=spreads, compute=compute)
     shards = (_shard(real, part) for part in torch.arange(len(real)).split(READ))
@@ -255,7 +294,7 @@ def _shape(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
 
 
 def _shard(real: RealSet, index: Tensor) -> RealSet:
-    return dataclasses.replace(real, images=real.images[index], labels=real.labels[index])
+    return RealSet(real.images[index], real.labels[index], real.card)
 
 
 def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from .augment import Augmentation
@@ -129,9 +129,19 @@ def _loss(
     if dtype == torch.float32:
         logits = network(images)
     else:
-        parameters = {name: p.to(dtype) for name, p in network.named_parameters()}
+        parameters = {
+            name: p if name in _norms(network) else p.to(dtype)
+            for name, p in network.named_parameters()
+        }
         logits = functional_call(network, parameters, (images.to(dtype),)).float()
     return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
+def _norms(network: Network) -> set[str]:
+    """Return the parameters of batch norms, which must be as precise as their statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    named = [name for name, module in network.named_modules() if isinstance(module, kind)]
+    return {f"{name}.{what}" for name in named for what in ("weight", "bias")}
 
 
 def batch_index(n: int, batch: int, step: int, rng: Rng) -> Tensor:

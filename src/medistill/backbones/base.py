@@ -63,6 +63,13 @@ class Backbone(ABC):
         Raises: UsageError when the images are too small for the architecture.
         """
 
+    def parameters(self, card: Card) -> int:
+        """Return the number of parameters of a network for a card, without memory for them."""
+        with torch.device("meta"):
+            body = self.body(card.channels, card.shape)
+        head = (_width(self, card.channels, card.shape) + 1) * len(card.classes)
+        return sum(p.numel() for p in body.parameters()) + head
+
     def build(self, card: Card, generator: torch.Generator) -> Network:
         """Return a fresh network for a dataset's channels, shape and classes."""
         width = _width(self, card.channels, card.shape)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..augment import Augmentation
     from ..backbones import Backbone
+    from ..methods import Method
+    from ..sketch import Sketch
 
 Name = Annotated[
     str | None,
@@ -93,17 +95,17 @@ def distill(
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
-    from ..methods import Task, make
+    from ..methods import Task
     from ..sets import Budget
     from ..sketch import Sketch
 
     fields = extra_fields(context.args)
-    chosen = make(method or ("sketch" if source.endswith(SKETCH) else "dm"), fields)
     budget, student = Budget(ipc=ipc), _student(backbone)
     if steps is not None and steps < 1:
         raise UsageError(f"found --steps {steps}; expected at least 1")
     augmentation = read_augmentation(augment, no_flip)
     held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
+    chosen = _method(method, fields, held)
     if held is None:
         real = load(source, root=data_root, offline=offline, seed=seed).train
     else:
@@ -121,6 +123,15 @@ def distill(
         f"next: medistill evaluate {out} --data '{'SOURCE' if held else source}'",
         as_json,
     )
+
+
+def _method(name: str | None, fields: dict[str, Any], held: "Sketch | None") -> "Method":
+    """Read --method and its settings; a sketch brings its own."""
+    from ..methods import make
+
+    chosen = name or ("dm" if held is None else "sketch")
+    known = {} if held is None or chosen != "sketch" else held.settings
+    return make(chosen, {**known, **fields})
 
 
 def _student(name: str | None) -> "Backbone":

@@ -58,7 +58,8 @@ def sketch(
     """Sketch a training split: one pass, a small file, and the images are not needed any more.
 
     A sketch is a sum over images, so sketches of several sites or shards add up (merge) where they
-    were made with the same settings, --mean and --std included. It is not private by itself.
+    were made with the same settings, --seed, --mean and --std included. It is not private by
+    itself.
 
     Example: medistill sketch phantom --networks 4 --backbone convnet-3-16 --out phantom.sketch
     """
@@ -83,7 +84,8 @@ def sketch(
         real = dataclasses.replace(real, card=card)
     if not real.card.flips:
         augmentation = augmentation.without_flips()
-    spec = SketchSpec(to_spec(student), to_record(augmentation), networks, frequencies, scale)
+    looks = to_spec(student), to_record(augmentation)
+    spec = SketchSpec(*looks, networks, frequencies, scale, seed)
     if workers < 1:
         raise UsageError(f"found --workers {workers}; expected at least 1")
     engine = Here() if workers == 1 else Processes(workers)

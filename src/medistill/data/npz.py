@@ -21,7 +21,10 @@ from .source import Source, Where
 OPTIONS: tuple[str, ...] = ()
 SPLITS = ("train", "val", "test")
 MAP_FROM = 2**26  # bytes; larger arrays that are not compressed stay in their file
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, EOFError),
+    *(OSError, ValueError, RuntimeError, MemoryError),
+)
 Array = np.ndarray[Any, Any]
 
 
@@ -98,7 +101,10 @@ def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
     if dtype.kind not in "uibf":
         raise DataError(f"{path}: found {member} of type {dtype}; expected numbers")
     info = archive.getinfo(member)
-    if info.compress_type == zipfile.ZIP_STORED and info.file_size >= MAP_FROM and not fortran:
+    stored = info.compress_type == zipfile.ZIP_STORED
+    if stored and not info.file_size == info.compress_size <= path.stat().st_size:
+        raise ValueError(f"{member} says {info.file_size} bytes, which the file does not hold")
+    if stored and info.file_size >= MAP_FROM and not fortran:
         # Copy on write: torch wants memory that it may write to, and the file stays as it is.
         return np.memmap(path, dtype, mode="c", offset=_start(path, info) + header, shape=shape)
     with archive.open(member) as file:

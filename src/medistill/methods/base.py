@@ -13,7 +13,7 @@ from .. import __version__
 from ..augment import Augmentation
 from ..backbones import Backbone, Network, to_spec
 from ..compute import PLAIN, Compute
-from ..errors import RunRefused, UsageError
+from ..errors import DataError, RunRefused, UsageError
 from ..optim import sgd_
 from ..records import Json, State, to_record
 from ..rng import Rng
@@ -51,6 +51,11 @@ class Task:
         if self.sketch is not None:
             counts = self.sketch.counts.tolist()
         for name, count in zip(self.real.card.classes, counts, strict=True):
+            if self.sketch is not None and not count:
+                raise DataError(
+                    f"found no image of class {name!r} in the sketch; expected some of each "
+                    "class: merge it with a sketch that has them"
+                )
             if count < self.ipc:
                 raise RunRefused(
                     f"found {count} training images of class {name!r} in "
@@ -89,6 +94,12 @@ class Method(ABC):
     @abstractmethod
     def steps(self, task: Task) -> int:
         """Return the number of steps of a whole run."""
+
+    def check(self, task: Task) -> None:  # noqa: B027
+        """Refuse, before anything is written, a task that this method cannot do.
+
+        Raises: UsageError when a setting does not fit the task.
+        """
 
     def prepared_from(self, task: Task) -> Json:
         """Return what `prepare` depends on besides data, backbone, augmentation and compute.

@@ -48,22 +48,22 @@ class DM(Method):
         """Start from real images; the rate is 10 from 100 images per class on."""
         return replace(self, start="real", lr_images=10.0 if task.ipc >= 100 else 1.0)
 
+    def check(self, task: Task) -> None:
+        """Refuse a bank of networks that mix the images of a batch."""
+        if self.bank and task.network(Rng(0).at("check")).mixes_images:
+            raise UsageError(
+                f"found {task.backbone.name}, whose features of an image depend on its batch; "
+                "expected another norm for a bank: use instance norm, or --bank 0"
+            )
+
     def prepared_from(self, task: Task) -> Json:
         """Return the size of the bank: all budgets, rates and seeds share one."""
         return {"feature bank": self.bank}
 
     def prepare(self, task: Task, rng: Rng) -> State:
-        """Return the class means [bank, k, d] of the whole real set, one network after another.
-
-        Raises: UsageError when the backbone mixes the images of a batch.
-        """
+        """Return the class means [bank, k, d] of the whole real set, one network after another."""
         if not self.bank:
             return {}
-        if bank_entry(task, 0)[0].mixes_images:
-            raise UsageError(
-                f"found {task.backbone.name}, whose features of an image depend on its batch; "
-                "expected another norm for a bank: use instance norm, or --bank 0"
-            )
         means = []
         with progress("feature bank", self.bank) as advance:
             for number in range(self.bank):

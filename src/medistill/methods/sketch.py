@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..backbones import to_spec
+from ..errors import UsageError
 from ..optim import adam_
 from ..records import Json, State, to_record
 from ..rng import Rng
 from ..sets import Start
-from ..sketch import SketchSpec, mean_of, probe
+from ..sketch import SketchSpec, check_backbone, mean_of, probe
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
 
@@ -42,6 +43,17 @@ class FromSketch(Method):
     def steps(self, task: Task) -> int:
         """Return the iterations."""
         return self.iterations
+
+    def check(self, task: Task) -> None:
+        """Refuse settings that no sketch can have, or that are not those of the given one."""
+        spec = self.spec(task)
+        for name in ("networks", "frequencies", "scale"):
+            if getattr(self, name) != getattr(spec, name):
+                raise UsageError(
+                    f"found {name} {getattr(self, name)}; expected {getattr(spec, name)}, as in "
+                    "the sketch: leave it out, or make another sketch"
+                )
+        check_backbone(spec, task.real.card)
 
     def spec(self, task: Task) -> SketchSpec:
         """Return what the sketch of this task is made of."""
