@@ -5,7 +5,9 @@ import shlex
 import shutil
 import sysconfig
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,11 @@ GPU_BLOCK = 1024  # images; small blocks leave most of a GPU idle
 # Compiling took 7 to 35 s on two cores, and made steps about half as long.
 REPAYS_S = 90.0
 Mode = Literal["auto", "on", "off"]
+# What torch's compiler says of its own doings.
+QUIET = (
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r".torch\.jit\.script_method. is deprecated",
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,4 +148,19 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     require_compiler()
     # The default of 8 is below the sizes and architectures that one study meets.
     torch._dynamo.config.recompile_limit = 64
-    return torch.compile(function, dynamic=False)
+    with _quietly():
+        compiled = torch.compile(function, dynamic=False)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _quietly():
+            return compiled(*args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for text in QUIET:
+            warnings.filterwarnings("ignore", text)
+        yield
