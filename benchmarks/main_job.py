@@ -46,6 +46,9 @@ STUDENT_STEPS = 600
 BATCH = 128
 RATES = (0.01, 0.03)
 SEEDS = range(3)
+# Where three leave open whether a method beats random images.
+MORE_SEEDS = {("mednist", "dm", "real", 10): range(8)}
+MOST_SEEDS = 8
 RANDOM_SEEDS = {1: range(10), 10: range(10), 50: range(5)}
 STARTS = {"dc": ("noise", "real"), "dsa": ("noise", "real"), "dm": ("noise", "real")}
 DATASETS = {
@@ -77,12 +80,13 @@ def cells(only: str | None, budgets: list[int]) -> Iterator[tuple[str, str, str,
     """Yield (dataset, method, start, ipc, seed), the most telling cells first."""
     for ipc in budgets:
         for dataset in DATASETS if only is None else (only,):
-            for seed in SEEDS:
+            for seed in range(MOST_SEEDS):
                 for kind in KINDS:
                     if kind.name == "random" and seed:
                         continue  # the random arm draws anew for each of its students
                     for start in STARTS.get(kind.name, ("real",)):
-                        yield dataset, kind.name, start, ipc, seed
+                        if seed in MORE_SEEDS.get((dataset, kind.name, start, ipc), SEEDS):
+                            yield dataset, kind.name, start, ipc, seed
 
 
 def read_rows() -> list[dict[str, Any]]:
