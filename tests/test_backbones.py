@@ -16,6 +16,8 @@ from medistill.backbones import (
     ResNet18,
     backbone,
     from_spec,
+    level_sizes,
+    levels_of,
     to_spec,
 )
 from medistill.backbones.convnet import InstanceNorm
@@ -305,3 +307,20 @@ def test_blocks_give_the_features_of_the_whole_batch(norm: str) -> None:
     (mine,) = torch.autograd.grad(found.square().sum(), x)
     (theirs,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_are_what_the_stages_give_and_are_no_longer_for_large_images() -> None:
+    spec = ConvNet(2, 4)
+    for side in (16, 64):
+        network = built(spec, channels=1, shape=(side, side))
+        images = noise(3, 1, side, side)
+        first, last = levels_of(network.body, images)
+        begun = network.body[:4](images)
+        expected = F.adaptive_avg_pool2d(begun, 8).flatten(1)
+        assert torch.allclose(first, expected, atol=1e-5)
+        assert last.shape[1] == 4 * min(side // 4, 8) ** 2
+        assert level_sizes(spec, 1, (side, side)) == (first.shape[1], last.shape[1])
+    volumes = level_sizes(ConvNet(3, 4), 1, (28, 28, 28))
+    assert volumes == (4 * 27, 4 * 27, 4 * 27)
+    assert len(level_sizes(ResNet18(4), 1, (28, 28))) == 9
+    assert level_sizes(MLP(hidden=2, width=6), 1, (16, 16)) == (6, 6)

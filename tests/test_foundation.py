@@ -15,7 +15,17 @@ from torch import Tensor
 from medistill import errors, progress, records, rng, sets
 from medistill.errors import DataError, MedistillError, RunRefused, UsageError
 from medistill.optim import sgd_
-from medistill.sets import Budget, Card, Origin, RealSet, Recipe, Splits, SyntheticSet
+from medistill.sets import (
+    Budget,
+    Card,
+    Origin,
+    RealSet,
+    Recipe,
+    Splits,
+    SyntheticSet,
+    mosaic_of,
+    tiles_of,
+)
 
 
 def card(channels: int = 1, shape: tuple[int, ...] = (4, 5), **more: object) -> Card:
@@ -413,3 +423,42 @@ def test_files_that_hold_no_synthetic_set_are_refused(
     records.save_state(tmp_path / "x", {"weights": torch.ones(2)}, header)
     with pytest.raises(DataError, match="holds no synthetic set"):
         SyntheticSet.load(tmp_path / "x")
+
+
+def test_tiles_are_cut_in_rows_and_enlarged_by_hand() -> None:
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    found = tiles_of(image, 2)
+    assert found.shape == (4, 1, 4, 4)
+    # Pixel centers of 4 lie at -1/4, 1/4, 3/4, 5/4 of 2: the outer ones are held, the rest mixed.
+    line = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    for number, first in enumerate((0.0, 2.0, 8.0, 10.0)):
+        assert torch.allclose(found[number, 0], first + 4 * line[:, None] + line)
+    uneven = tiles_of(torch.arange(35.0).view(1, 1, 5, 7), 2)
+    assert uneven[:, 0, 0, 0].tolist() == [0.0, 4.0, 21.0, 25.0]
+    assert tiles_of(image, 1) is image
+
+
+def test_mosaics_hold_averages_and_their_tiles_are_the_images_again() -> None:
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 2, 6, 5)
+    mosaics = mosaic_of(images.contiguous(), 2)
+    assert mosaics.shape == (2, 2, 6, 5)
+    assert mosaics[1, 0, 0].tolist() == [4.0, 4.0, 4.0, 5.0, 5.0]
+    assert torch.allclose(tiles_of(mosaics, 2), images)
+    ramp = torch.arange(16.0).view(1, 1, 4, 4).repeat(4, 1, 1, 1)
+    assert mosaic_of(ramp, 2)[0, 0, :2, :2].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    volumes = torch.rand((8, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    assert tiles_of(mosaic_of(volumes, 2), 2).shape == volumes.shape
+
+
+def test_a_set_of_tiles_trains_on_each_with_the_label_of_its_image() -> None:
+    recipe = dataclasses.replace(RECIPE, mean=(0.5,), factor=2)
+    images = torch.tensor([0.5, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    labels = torch.eye(2)
+    made = SyntheticSet(images, labels, recipe, ORIGIN, card(shape=(4, 4)))
+    found, own = made.to_train()
+    assert found[:, 0, 0, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert own.argmax(1).tolist() == [0] * 4 + [1] * 4
+    for factor in (0, 5):
+        wrong = dataclasses.replace(made, recipe=dataclasses.replace(recipe, factor=factor))
+        with pytest.raises(DataError, match=f"found factor {factor}"):
+            wrong.to_train()

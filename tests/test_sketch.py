@@ -12,7 +12,7 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from medistill.augment import Augmentation
-from medistill.backbones import ConvNet, to_spec
+from medistill.backbones import ConvNet, levels_of, to_spec
 from medistill.cli import app
 from medistill.compute import Compute
 from medistill.conformance import toy
@@ -21,12 +21,13 @@ from medistill.distill import distill
 from medistill.engine import Processes
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import DM, Task
+from medistill.methods.cosine import images_of, series, weights
 from medistill.methods.sketch import FromSketch
 from medistill.optim import adam_
 from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet, normalized_by
-from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spread_of, waves
+from medistill.sets import Budget, RealSet, normalized_by, tiles_of
+from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spreads_of, waves
 
 REAL = load("phantom:n=90,size=16,classes=3").train
 SMALL = ConvNet(2, 8)
@@ -45,28 +46,39 @@ def part_of(real: RealSet, index: torch.Tensor) -> RealSet:
 
 
 def test_waves_by_hand() -> None:
-    features = torch.tensor([[1.0, 2.0]])
+    features = torch.tensor([[9.0, 1.0, 2.0]])
     frequencies = torch.tensor([[0.5, 0.0], [0.25, 1.0]])
     expected = torch.tensor([math.cos(1.0), math.cos(2.0), math.sin(1.0), math.sin(2.0)])
-    assert torch.allclose(waves(features, frequencies)[0], expected / math.sqrt(2))
+    assert torch.allclose(waves(features, [frequencies])[0], expected / math.sqrt(2))
+    levels = [torch.tensor([[3.0]]), torch.tensor([[0.5], [1.0]])]
+    phases = torch.tensor([27.0, 0.5 * 1 + 2])
+    expected = torch.cat([phases.cos(), phases.sin()]) / math.sqrt(2)
+    assert torch.allclose(waves(features, levels)[0], expected)
 
 
 def test_a_sketch_equals_a_loop_over_images() -> None:
     spec = spec_of()
     found = sketch(REAL, spec)
     for number in range(2):
-        spread = spread_of(spec, REAL.card, number)
-        assert float(found.spreads[number]) == spread
+        spreads = spreads_of(spec, REAL.card, number)
+        assert found.spreads[number].tolist() == spreads
         at = Rng(0).child("sketch", number)
         network = SMALL.build(REAL.card, at.at("network"))
-        frequencies = torch.randn((8 * 4 * 4, 8), generator=at.at("frequencies")) / spread
+        generator = at.at("frequencies")
+        first, last = (
+            torch.randn((size, 8), generator=generator) / spread
+            for size, spread in zip((8 * 8 * 8, 8 * 4 * 4), spreads, strict=True)
+        )
         draw = Augmentation().draw(1, (16, 16), at.at("augment"))
         for c, members in enumerate(REAL.by_class):
-            total = torch.zeros(16, dtype=torch.float64)
+            total = torch.zeros(32, dtype=torch.float64)
             for i in members.tolist():
                 image = Augmentation().apply(REAL.normalized(torch.tensor([i])), draw)
-                phase = network.features(image)[0].detach() @ frequencies
-                total += torch.cat([phase.cos(), phase.sin()]).double() / math.sqrt(8)
+                with torch.no_grad():
+                    begun = network.body[:4](image)
+                    phases = [begun.flatten() @ first, network.features(image)[0] @ last]
+                vector = [wave(phase) for wave in (torch.cos, torch.sin) for phase in phases]
+                total += torch.cat(vector).double() / 4
             sums = found.sums[c, number].double() / GRID
             assert torch.allclose(sums, total, atol=1e-4)
             assert int(found.counts[c]) == len(members)
@@ -76,7 +88,7 @@ def test_a_sketch_equals_a_loop_over_images() -> None:
 
 
 def test_one_image_adds_a_vector_of_norm_one_for_each_network() -> None:
-    way = probe(spec_of(), REAL.card, 0, 1.0, CPU)
+    way = probe(spec_of(), REAL.card, 0, torch.ones(2), CPU)
     vectors = way.on_grid(REAL.normalized(torch.arange(40))).double() / GRID
     assert torch.allclose(vectors.norm(dim=1), torch.ones(40, dtype=torch.float64), atol=1e-6)
 
@@ -115,20 +127,37 @@ def test_merged_halves_distill_to_the_same_images_as_the_whole(tmp_path: Path) -
     assert torch.equal(images[0], distill(method, task, seed=3).images)
 
 
-def test_frequencies_grow_with_the_scale_and_follow_the_seed() -> None:
-    one, two = (probe(spec_of(scale=s), REAL.card, 1, 5.0, CPU).frequencies for s in (1.0, 2.0))
-    assert torch.allclose(2 * one, two)
-    assert float(one.std()) == pytest.approx(1 / 5, rel=0.1)
-    assert not torch.equal(one, probe(spec_of(seed=1), REAL.card, 1, 5.0, CPU).frequencies)
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_frequencies_grow_with_the_scale_and_follow_the_seed(layers: Any) -> None:
+    spreads = torch.tensor([2.0, 5.0] if layers == "all" else [5.0])
+
+    def frequencies(**fields: Any) -> list[torch.Tensor]:
+        return probe(spec_of(layers=layers, **fields), REAL.card, 1, spreads, CPU).frequencies
+
+    one, two = frequencies(scale=1.0), frequencies(scale=2.0)
+    for t, twice, spread in zip(one, two, spreads.tolist(), strict=True):
+        assert torch.allclose(2 * t, twice)
+        assert float(t.std()) == pytest.approx(1 / spread, rel=0.1)
+    assert not torch.equal(one[-1], frequencies(seed=1)[-1])
 
 
-def test_spread_is_the_distance_of_two_noise_images() -> None:
-    spread = spread_of(spec_of(), REAL.card, 0)
+def test_the_last_layer_alone_is_the_features() -> None:
+    spec = spec_of(layers="last")
+    way = probe(spec, REAL.card, 0, torch.ones(1), CPU)
+    images = REAL.normalized(torch.arange(3))
+    seen = way.network.features(way.augmentation.apply(images, way.draw))
+    assert torch.allclose(way.of(images), waves(seen, way.frequencies), atol=1e-5)
+    assert sketch(REAL, spec).sums.shape == (3, 2, 16)
+
+
+def test_spreads_are_the_distances_of_two_noise_images() -> None:
+    spreads = spreads_of(spec_of(), REAL.card, 0)
     network = SMALL.build(REAL.card, Rng(0).child("sketch", 0).at("network"))
     a, b = torch.randn((2, 400, 1, 16, 16), generator=Rng(1).at("noise"))
-    apart = (network.features(a) - network.features(b)).square().sum(1).mean().sqrt()
-    assert spread == pytest.approx(float(apart.detach()), rel=0.05)
-    assert spread == float(f"{spread:.3g}")
+    for stage, spread in zip((network.body[:4], network.body), spreads, strict=True):
+        apart = (stage(a) - stage(b)).flatten(1).square().sum(1).mean().sqrt()
+        assert spread == pytest.approx(float(apart.detach()), rel=0.05)
+        assert spread == float(f"{spread:.3g}")
 
 
 def test_adam_twice_by_hand() -> None:
@@ -143,22 +172,27 @@ def test_adam_twice_by_hand() -> None:
     assert float(m) == pytest.approx(0.9 * (0.9 * 0.3 - 0.1) + 0.05)
 
 
-def test_a_step_equals_autograd_and_adam_of_torch() -> None:
-    method = FromSketch(iterations=10, networks=2, frequencies=8, lr_images=0.3)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_step_equals_autograd_and_adam_of_torch(factor: int) -> None:
+    method = FromSketch(iterations=10, networks=2, frequencies=8, lr_images=0.3, factor=factor)
     task = Task(REAL, Budget(ipc=2), SMALL)
     task = dataclasses.replace(task, prepared=method.prepare(task, Rng(0)))
     held = sketch(REAL, method.spec(task))
     state = method.init(task, Rng(0))
-    images = state["images"].clone().requires_grad_()
-    optimizer = torch.optim.Adam([images], lr=0.3)
+    falling = weights((16, 16), 1.5, torch.zeros(1))
+    amplitudes = (series(state["images"]) / falling).requires_grad_()
+    assert float(amplitudes.detach().std()) == pytest.approx(0.2, rel=0.1)
+    optimizer = torch.optim.Adam([amplitudes], lr=0.3)
+    each = 2 * factor**2
     for step in range(3):
         optimizer.param_groups[0]["lr"] = 0.3 * (1 + math.cos(math.pi * step / 10)) / 2
         number = step % 2
-        way = probe(held.spec, REAL.card, number, float(held.spreads[number]), CPU)
-        seen = way.augmentation.apply(images, way.draw)
-        vectors = waves(way.network.features(seen), way.frequencies)
+        way = probe(held.spec, REAL.card, number, held.spreads[number], CPU)
+        images = images_of(falling * amplitudes)
+        seen = way.augmentation.apply(tiles_of(images, factor), way.draw)
+        vectors = waves(torch.cat(levels_of(way.network.body, seen), 1), way.frequencies)
         loss = sum(
-            (vectors[2 * c : 2 * c + 2].mean(0) - held.means()[c, number]).square().sum()
+            (vectors[each * c : each * c + each].mean(0) - held.means()[c, number]).square().sum()
             for c in range(3)
         )
         assert isinstance(loss, torch.Tensor)
@@ -167,7 +201,19 @@ def test_a_step_equals_autograd_and_adam_of_torch() -> None:
         optimizer.step()
         state, log = method.step(state, task, Rng(0))
         assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
-        assert torch.allclose(state["images"], images.detach(), atol=1e-4)
+        assert torch.allclose(state["images"], images_of(falling * amplitudes.detach()), atol=1e-3)
+
+
+def test_a_start_from_real_images_lays_several_into_each() -> None:
+    method = FromSketch(networks=1, frequencies=4, start="real")
+    made = distill(method, Task(REAL, Budget(ipc=2), SMALL), seed=0, steps=0)
+    assert (len(made), made.recipe.factor) == (6, 2)
+    small = torch.nn.functional.avg_pool2d(REAL.images.float() / 255, 2)
+    for c, members in enumerate(REAL.by_class):
+        for image in made.images[2 * c : 2 * c + 2, :, :8, 8:]:
+            assert (small[members] - image).abs().amax((1, 2, 3)).min() < 1e-5
+    with pytest.raises(UsageError, match="found factor 5"):
+        distill(FromSketch(factor=5), Task(REAL, Budget(ipc=2), SMALL), seed=0)
 
 
 def test_what_cannot_be_sketched_is_refused() -> None:
@@ -259,8 +305,10 @@ DAMAGES: dict[str, Callable[[Parts], Any]] = {
     "no images": tensor_of("counts", torch.zeros_like),
     "a count below zero": tensor_of("counts", put((1,), -1)),
     "no counts": tensor_of("counts", lambda t: t[:1]),
-    "spread of zero": tensor_of("spreads", put((0,), 0.0)),
-    "endless spread": tensor_of("spreads", put((1,), math.inf)),
+    "spread of zero": tensor_of("spreads", put((0, 0), 0.0)),
+    "endless spread": tensor_of("spreads", put((1, 1), math.inf)),
+    "a spread for each network": tensor_of("spreads", lambda t: t[:, :1]),
+    "unknown layers": header_of("spec", layers="first"),
     "complex spreads": tensor_of("spreads", lambda t: t.to(torch.complex64)),
     "an unknown field": header_of("spec", more=1),
     "an unknown backbone": header_of("spec", "backbone", family="convnot"),

@@ -1,8 +1,10 @@
 """How numbers are computed: in which precision, in which blocks, compiled or not."""
 
 import os
+import resource
 import shlex
 import shutil
+import sys
 import sysconfig
 import time
 import warnings
@@ -137,6 +139,13 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("found no GPU that torch can use; expected one for cuda: use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory in bytes, of this process or of its largest worker."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(one).ru_maxrss for one in who)
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @cache

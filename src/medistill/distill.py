@@ -5,8 +5,6 @@ import json
 import math
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 
 from . import __version__
 from .backbones import to_spec
-from .compute import Mode, require_compiler, worth_compiling
+from .compute import Mode, peak_memory, require_compiler, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
@@ -357,9 +355,3 @@ class _Keeper:
             f"could not write {self.folder / 'log.jsonl'}: {error.strerror}; expected room on "
             "the disk: free some, then continue with --resume"
         )
-
-
-def peak_memory() -> int:
-    """Return the process's peak resident memory in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from .errors import RunRefused
+from .errors import RunRefused, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -96,3 +96,13 @@ class Processes(Engine):
                 running.popleft()
                 waiting.popleft()
                 yield result
+
+
+def local(workers: int) -> Engine:
+    """Return the engine of this machine with so many workers (1: this process).
+
+    Raises: UsageError when there is less than one.
+    """
+    if workers < 1:
+        raise UsageError(f"found --workers {workers}; expected at least 1")
+    return Here() if workers == 1 else Processes(workers)

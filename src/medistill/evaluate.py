@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from . import __version__
 from .backbones import Backbone, Network, from_spec, to_spec
-from .compute import PLAIN, Compute, Mode, worth_compiling
+from .compute import PLAIN, Compute, Mode, peak_memory, worth_compiling
 from .errors import DataError
 from .features import logits_of_set
 from .methods import Task
@@ -351,6 +351,7 @@ def evaluate_run(
     on full data for `auto` (as `compute` says where it is None).
     Raises: DataError when the folder holds no finished run.
     """
+    begin = time.monotonic()
     synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
     recipe = synthetic.recipe
     if steps is not None:
@@ -369,7 +370,13 @@ def evaluate_run(
         cache=cache,
         compute=compute,
     )
-    record = {**found.record(), "command": command, "data": to_record(splits.train.card)}
+    record = {
+        **found.record(),
+        "command": command,
+        "data": to_record(splits.train.card),
+        "seconds": round(time.monotonic() - begin, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
     write_json(folder / "evaluation.json", record)
     return record
 

@@ -6,30 +6,45 @@ import torch
 from torch import Tensor, nn
 
 from .augment import Augmentation, Draw
-from .backbones import Network
+from .backbones import Network, levels_of
 from .compute import PLAIN, Compute
 from .sets import RealSet
 
 READ = 1024  # images drawn from a real set at once
 
 
-def extract(network: Network, images: Tensor, compute: Compute = PLAIN) -> Tensor:
+def extract(
+    network: Network, images: Tensor, compute: Compute = PLAIN, *, levels: bool = False
+) -> Tensor:
     """Return features [n, d] of normalized images, with a gradient where the caller keeps one.
 
-    Always float32. Networks that mix the images of a batch see them all at once.
+    With `levels` what all stages of the network give, side by side. Always float32. Networks that
+    mix the images of a batch see them all at once.
     """
-    run = compute.path(_features)
+    run = compute.path(_levels if levels else _features)
+    last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
     blocks = compute.blocks(images, whole=network.mixes_images)
-    return torch.cat([run(network, block) for (block,) in blocks])[: len(images)]
+    parts = [run(network.body, block.contiguous(memory_format=last)) for (block,) in blocks]
+    return torch.cat(parts)[: len(images)]
 
 
-def _features(network: Network, block: Tensor) -> Tensor:
-    return network.features(block)
+def _features(body: nn.Module, block: Tensor) -> Tensor:
+    maps: Tensor = body(block)
+    return maps.flatten(1)
+
+
+def _levels(body: nn.Module, block: Tensor) -> Tensor:
+    return torch.cat(levels_of(body, block), 1)
 
 
 @torch.no_grad()
 def extract_fast(
-    network: Network, images: Tensor, compute: Compute = PLAIN, *, fill: bool = False
+    network: Network,
+    images: Tensor,
+    compute: Compute = PLAIN,
+    *,
+    levels: bool = False,
+    fill: bool = False,
 ) -> Tensor:
     """Return features float32 [n, d] of normalized images without a gradient.
 
@@ -39,16 +54,11 @@ def extract_fast(
     body = network.body
     if compute.dtype != torch.float32:
         body = copy.deepcopy(body).to(compute.dtype)
-    run = compute.path(_run)
+    run = compute.path(_levels if levels else _features)
     last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
     blocks = compute.blocks(images, whole=network.mixes_images, fill=fill)
     parts = [run(body, part.to(compute.dtype, memory_format=last)).float() for (part,) in blocks]
     return torch.cat(parts)[: len(images)]
-
-
-def _run(body: nn.Module, block: Tensor) -> Tensor:
-    maps: Tensor = body(block)
-    return maps.flatten(1)
 
 
 def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:

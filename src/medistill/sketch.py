@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .augment import Augmentation, Draw
-from .backbones import Backbone, Network, from_spec
+from .backbones import Backbone, Network, from_spec, level_sizes
 from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
@@ -28,6 +29,7 @@ NOISE_IMAGES = 64
 MOST_PIXELS = 2**26  # of one image; a file that asks for more is refused
 MOST_PARAMETERS = 2**28
 MOST_NUMBER = 2**12  # of layers, channels and the like
+SETTINGS = ("networks", "frequencies", "scale", "layers")
 HERE = Here()
 
 
@@ -35,32 +37,41 @@ HERE = Here()
 class SketchSpec:
     """What a sketch asks of an image; two sketches can be added where all of this is equal.
 
-    `networks` random networks of one backbone, each with one draw of augmentation, and for each
-    `frequencies` random frequencies of size `scale`; all follow from `seed`, which is public.
+    `networks` random networks of one backbone, each with one draw of augmentation, and for each of
+    its stages (or its features alone: `layers`) `frequencies` random frequencies of size `scale`;
+    all follow from `seed`, which is public.
     """
 
     backbone: Json
     augmentation: Json
     networks: int = 20
-    frequencies: int = 128
+    frequencies: int = 512
     scale: float = 1.0
+    layers: Literal["all", "last"] = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("networks", "frequencies", "scale"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"found {name} {getattr(self, name)}; expected more than 0")
+        if self.layers not in ("all", "last"):
+            raise UsageError(f"found layers {self.layers!r}; expected all or last")
+
+    def sizes(self, card: Card) -> tuple[int, ...]:
+        """Return the length of each level that is looked at, for images of a card."""
+        sizes = level_sizes(from_spec(self.backbone), card.channels, card.shape)
+        return sizes if self.layers == "all" else sizes[-1:]
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
     """The empirical characteristic function of a set's features, class by class, as sums.
 
-    sums[c, m] = sum over images x of class c of round(GRID [cos(t_j . phi_m(A_m(x))),
-    sin(t_j . phi_m(A_m(x)))]_j / sqrt(J)), so one image adds a vector of norm 1 for each of the
-    networks m; counts[c] is the number of images.
-    Shapes: sums int64 [k, networks, 2 J]; counts int64 [k]; spreads float64 [networks], the
-    constants that `spread_of` gives.
+    sums[c, m] = sum over images x of class c of round(GRID [cos(t_j . phi_ml(A_m(x))),
+    sin(t_j . phi_ml(A_m(x)))]_jl / sqrt(J L)), phi_ml what stage l of L of network m gives, so one
+    image adds a vector of norm 1 for each of the networks; counts[c] is the number of images.
+    Shapes: sums int64 [k, networks, 2 J L]; counts int64 [k]; spreads float64 [networks, L], the
+    constants that `spreads_of` gives.
     """
 
     spec: SketchSpec
@@ -83,10 +94,10 @@ class Sketch:
     def settings(self) -> Json:
         """The fields that a method which distills from it has to have."""
         record = to_record(self.spec)
-        return {name: record[name] for name in ("networks", "frequencies", "scale")}
+        return {name: record[name] for name in SETTINGS}
 
     def means(self) -> Tensor:
-        """Return the mean vector [k, networks, 2 J] of each class, float32."""
+        """Return the mean vector [k, networks, 2 J L] of each class, float32."""
         return mean_of(self.sums, self.counts)
 
     def without_images(self) -> RealSet:
@@ -118,6 +129,7 @@ class Sketch:
         return found
 
     def _check(self, path: Path) -> None:
+        self._check_spec(path)
         k = len(self.card.classes)
         shape = _shape(self.card, self.spec)
         if self.sums.dtype != torch.int64 or tuple(self.sums.shape) != shape:
@@ -130,15 +142,16 @@ class Sketch:
                 f"{path}: found no count for each of {k} classes; expected int64 ({k},)"
             )
         spreads = self.spreads
-        if spreads.dtype != torch.float64 or spreads.shape != (self.spec.networks,):
-            raise DataError(f"{path}: found no spread for each network; expected float64 numbers")
+        levels = len(self.spec.sizes(self.card))
+        if spreads.dtype != torch.float64 or spreads.shape != (self.spec.networks, levels):
+            raise DataError(f"{path}: found no spread for each level; expected float64 numbers")
         if not bool((spreads.isfinite() & (spreads > 0)).all()):
             raise DataError(f"{path}: found a spread that is not above 0; expected a sketch")
         if int(self.counts.min()) < 0 or int(self.counts.max()) < 1:
             raise DataError(f"{path}: found counts {self.counts.tolist()}; expected some images")
         most = self.sums.double().abs().amax((1, 2)) / GRID
-        self._check_spec(path)
-        if (most > self.counts.double() / math.sqrt(self.spec.frequencies) * (1 + 1e-6)).any():
+        bound = self.counts.double() / math.sqrt(self.spec.frequencies * levels)
+        if (most > bound * (1 + 1e-6)).any():
             raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
 
     def _check_spec(self, path: Path) -> None:
@@ -164,25 +177,25 @@ class Sketch:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One network of a sketch with its draw and its frequencies [d, J]."""
+    """One network of a sketch with its draw and, for each level, its frequencies [d, J]."""
 
     network: Network
     augmentation: Augmentation
     draw: Draw
-    frequencies: Tensor
+    frequencies: list[Tensor]
 
     def of(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors [n, 2 J] of normalized images, with a gradient."""
+        """Return the vectors [n, 2 J L] of normalized images, with a gradient."""
         seen = self.augmentation.apply(images, self.draw)
-        return waves(extract(self.network, seen, compute), self.frequencies)
+        return waves(extract(self.network, seen, compute, levels=True), self.frequencies)
 
     def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors of normalized images on the grid, int64 [n, 2 J], without a gradient.
+        """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
 
         What is computed of an image does not depend on the others: blocks have one size.
         """
         seen = self.augmentation.apply(images, self.draw)
-        features = extract_fast(self.network, seen, compute, fill=True)
+        features = extract_fast(self.network, seen, compute, levels=True, fill=True)
         blocks = compute.blocks(features, fill=True)
         found = torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
         if not bool(found.isfinite().all()):
@@ -195,10 +208,15 @@ def mean_of(sums: Tensor, counts: Tensor) -> Tensor:
     return (sums.double() / GRID / counts.double().view(-1, *[1] * (sums.ndim - 1))).float()
 
 
-def waves(features: Tensor, frequencies: Tensor) -> Tensor:
-    """Return [cos(t_j . phi), sin(t_j . phi)]_j / sqrt(J) of features [n, d]: rows of norm 1."""
-    phase = features @ frequencies
-    return torch.cat([phase.cos(), phase.sin()], 1) / math.sqrt(frequencies.shape[1])
+def waves(features: Tensor, frequencies: Sequence[Tensor]) -> Tensor:
+    """Return [cos(t_j . phi_l), sin(t_j . phi_l)]_jl / sqrt(J L): rows of norm 1.
+
+    `features` [n, d] ends with the levels phi_l side by side; each has its frequencies [d_l, J].
+    """
+    sizes = [t.shape[0] for t in frequencies]
+    levels = features[:, -sum(sizes) :].split(sizes, 1)
+    phases = torch.cat([level @ t for level, t in zip(levels, frequencies, strict=True)], 1)
+    return torch.cat([phases.cos(), phases.sin()], 1) / math.sqrt(phases.shape[1])
 
 
 def check_backbone(spec: SketchSpec, card: Card) -> None:
@@ -214,31 +232,38 @@ def check_backbone(spec: SketchSpec, card: Card) -> None:
         )
 
 
-def spread_of(spec: SketchSpec, card: Card, number: int) -> float:
-    """Return the root mean square distance of the features of two noise images, three digits.
+def spreads_of(spec: SketchSpec, card: Card, number: int) -> list[float]:
+    """Return the root mean square distance of two noise images at each level, three digits.
 
     Noise images stand in for real ones, so that frequencies tell nothing about patients; three
     digits, so that another machine's last bit does not become another frequency.
     """
     at = Rng(spec.seed).child("sketch", number)
     network = from_spec(spec.backbone).build(card, at.at("network"))
-    shape = (NOISE_IMAGES, card.channels, *card.shape)
-    features = extract_fast(network, torch.randn(shape, generator=at.at("noise images")))
-    return float(f"{float(features.double().var(0).sum().mul(2).sqrt()):.3g}")
+    sizes = spec.sizes(card)
+    noise = torch.randn((NOISE_IMAGES, card.channels, *card.shape), generator=at.at("noise images"))
+    found = extract_fast(network, noise, levels=True)[:, -sum(sizes) :]
+    levels = found.double().split(sizes, 1)
+    return [float(f"{float(level.var(0).sum().mul(2).sqrt()):.3g}") for level in levels]
 
 
-def probe(spec: SketchSpec, card: Card, number: int, spread: float, device: torch.device) -> Probe:
+def probe(
+    spec: SketchSpec, card: Card, number: int, spreads: Tensor, device: torch.device
+) -> Probe:
     """Return the network `number` of a sketch, rebuilt from the public seed.
 
-    Frequencies are N(0, (scale / spread)^2).
+    Frequencies of a level are N(0, (scale / spread)^2).
     """
     at = Rng(spec.seed).child("sketch", number)
     network = from_spec(spec.backbone).build(card, at.at("network"))
-    shape = (network.head.in_features, spec.frequencies)
-    frequencies = torch.randn(shape, generator=at.at("frequencies")) * (spec.scale / spread)
+    generator = at.at("frequencies")
+    frequencies = [
+        torch.randn((size, spec.frequencies), generator=generator) * (spec.scale / spread)
+        for size, spread in zip(spec.sizes(card), spreads.tolist(), strict=True)
+    ]
     augmentation = from_record(Augmentation, spec.augmentation)
     draw = augmentation.draw(1, card.shape, at.at("augment"))
-    return Probe(network.to(device), augmentation, draw, frequencies.to(device))
+    return Probe(network.to(device), augmentation, draw, [t.to(device) for t in frequencies])
 
 
 def sketch(
@@ -270,7 +295,7 @@ def sketch(
         raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
     check_backbone(spec, card)
     spreads = torch.tensor(
-        [spread_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
+        [spreads_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
     )
     if compiling is not None:
         block = full_block(real.device)
@@ -290,7 +315,7 @@ def sketch(
 
 
 def _shape(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
-    return len(card.classes), spec.networks, 2 * spec.frequencies
+    return len(card.classes), spec.networks, 2 * spec.frequencies * len(spec.sizes(card))
 
 
 def _shard(real: RealSet, index: Tensor) -> RealSet:
@@ -302,7 +327,7 @@ def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute)
     sums = torch.zeros(_shape(real.card, spec), dtype=torch.int64)
     images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
     for number in range(spec.networks):
-        way = probe(spec, real.card, number, float(spreads[number]), real.device)
+        way = probe(spec, real.card, number, spreads[number], real.device)
         sums[:, number].index_add_(0, labels, way.on_grid(images, compute).cpu())
     return sums
 

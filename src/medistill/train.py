@@ -72,8 +72,8 @@ class TensorImages:
 
     @staticmethod
     def of(synthetic: SyntheticSet, device: torch.device = CPU) -> "TensorImages":
-        """Return a synthetic set as its recipe normalizes it, on a device."""
-        return TensorImages(synthetic.normalized().to(device), synthetic.labels.to(device))
+        """Return a synthetic set as its recipe prepares it, on a device."""
+        return TensorImages(*(tensor.to(device) for tensor in synthetic.to_train()))
 
     def __len__(self) -> int:
         return len(self.images)

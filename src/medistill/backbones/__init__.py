@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from ..records import Json, from_record, to_record
-from .base import Backbone, Network, refresh
+from .base import Backbone, Network, level_sizes, levels_of, refresh
 from .convnet import ConvNet
 from .mlp import MLP
 from .resnet import ResNet18
@@ -18,6 +18,8 @@ __all__ = [
     "ResNet18",
     "backbone",
     "from_spec",
+    "level_sizes",
+    "levels_of",
     "refresh",
     "to_spec",
 ]

@@ -7,10 +7,13 @@ from functools import cache
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..records import State
 from ..sets import Card
+
+MOST_POSITIONS = 64  # of a stage's maps, where all stages are looked at
 
 
 class Network(nn.Module):
@@ -85,12 +88,45 @@ class Backbone(ABC):
         return network
 
 
+def levels_of(body: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return what each stage of a body gives, flat [n, d] and in order, the features last.
+
+    A stage ends before the next layer of weights. Maps are averaged over pairs of neighbors along
+    each axis until 64 positions or fewer are left, so that large images have no longer levels.
+    """
+    levels: list[Tensor] = []
+    begun = False
+    maps = images
+    for module in body.children():
+        if any(p.ndim > 1 for p in module.parameters()):
+            if begun:
+                levels.append(_few(maps))
+            begun = True
+        maps = module(maps)
+    return [*levels, _few(maps)]
+
+
+def _few(maps: Tensor) -> Tensor:
+    pool = F.avg_pool2d if maps.ndim == 4 else F.avg_pool3d
+    while math.prod(maps.shape[2:]) > MOST_POSITIONS:
+        maps = pool(maps, [min(2, side) for side in maps.shape[2:]])
+    return maps.flatten(1)
+
+
 @cache
 def _width(backbone: Backbone, channels: int, shape: tuple[int, ...]) -> int:
     """Return the number of features, from a pass without numbers (20 ms, so done once)."""
     with torch.device("meta"):
         probe = torch.empty(2, channels, *shape)
         return int(backbone.body(channels, shape)(probe).flatten(1).shape[1])
+
+
+@cache
+def level_sizes(backbone: Backbone, channels: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many numbers each of a body's levels has for one image."""
+    with torch.device("meta"):
+        levels = levels_of(backbone.body(channels, shape), torch.empty(2, channels, *shape))
+    return tuple(level.shape[1] for level in levels)
 
 
 @torch.no_grad()

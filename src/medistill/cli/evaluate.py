@@ -74,5 +74,6 @@ def evaluate(
         compute=Compute(precision),
         compiling=compile,
     )
-    shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
+    arms = ("synthetic", "random", "full", "gap_closed", "worth")
+    shown = ("protocol", "students", "seeds", *arms, "seconds", "peak_memory_bytes")
     emit({name: record[name] for name in shown}, scores_text(record), as_json)

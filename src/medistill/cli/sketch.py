@@ -1,8 +1,9 @@
 """medistill sketch and merge: sums of a set, and the sums of several."""
 
 import dataclasses
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,9 +23,15 @@ from .common import (
 from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
 
 Networks = Annotated[int, typer.Option(help="Random networks that look at the images.")]
-Frequencies = Annotated[int, typer.Option(help="Random frequencies for each network.")]
+Frequencies = Annotated[
+    int, typer.Option(help="Random frequencies for each stage of each network.")
+]
 Scale = Annotated[
     float, typer.Option(help="Size of the frequencies; larger ones see finer detail.")
+]
+Layers = Annotated[
+    Literal["all", "last"],
+    typer.Option(help="Look at what all stages of a network give, or at the last alone."),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
 Mean = Annotated[
@@ -40,8 +47,9 @@ def sketch(
     out: Out,
     backbone: BackboneName = "convnet-3-128",
     networks: Networks = 20,
-    frequencies: Frequencies = 128,
+    frequencies: Frequencies = 512,
     scale: Scale = 1.0,
+    layers: Layers = "all",
     augment: Augment = "all",
     no_flip: NoFlip = False,
     mean: Mean = None,
@@ -65,10 +73,9 @@ def sketch(
     """
     from ..backbones import backbone as read_backbone
     from ..backbones import to_spec
-    from ..compute import Compute, find_device
+    from ..compute import Compute, find_device, peak_memory
     from ..data import load
-    from ..engine import Here, Processes
-    from ..errors import UsageError
+    from ..engine import local
     from ..records import to_record
     from ..sets import normalized_by
     from ..sketch import SketchSpec
@@ -80,19 +87,19 @@ def sketch(
     student = read_backbone(backbone)
     real = load(source, root=data_root, offline=offline, seed=seed).train.to(where)
     if mean or std:
-        card = normalized_by(real.card, mean or (), std or ())
-        real = dataclasses.replace(real, card=card)
+        real = dataclasses.replace(real, card=normalized_by(real.card, mean or (), std or ()))
     if not real.card.flips:
         augmentation = augmentation.without_flips()
     looks = to_spec(student), to_record(augmentation)
-    spec = SketchSpec(*looks, networks, frequencies, scale, seed)
-    if workers < 1:
-        raise UsageError(f"found --workers {workers}; expected at least 1")
-    engine = Here() if workers == 1 else Processes(workers)
+    spec = SketchSpec(*looks, networks, frequencies, scale, layers, seed)
+    engine = local(workers)
+    begin = time.monotonic()
     made = sketch_of(real, spec, Compute(precision), engine, compile)
     made.save(out)
-    record = {"sketch": str(out), "images": int(made.counts.sum()), "bytes": out.stat().st_size}
-    text = f"{record['images']} images in {out}, {record['bytes']:,} bytes"
+    taken = {"seconds": round(time.monotonic() - begin, 3), "peak_memory_bytes": peak_memory()}
+    images, size = int(made.counts.sum()), out.stat().st_size
+    record = {"sketch": str(out), "images": images, "bytes": size, **taken}
+    text = f"{images} images in {out}, {size:,} bytes"
     emit(record, f"{text}\nnext: medistill distill {out} --method sketch --out RUN", as_json)
 
 

@@ -38,7 +38,7 @@ def train(
 
     Example: medistill train runs/first --out model.safetensors --data phantom
     """
-    from ..compute import find_device
+    from ..compute import find_device, peak_memory
     from ..data import load
     from ..errors import RunRefused
     from ..model import declared, save, test
@@ -66,5 +66,6 @@ def train(
         "reproduced": None,
         "local": local,
         "recipe": dataclasses.asdict(recipe),
+        "peak_memory_bytes": peak_memory(),
     }
     emit(record, "\n".join(lines), as_json)

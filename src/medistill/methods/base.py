@@ -163,8 +163,8 @@ def pick(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return members[torch.randint(len(members), (count,), generator=generator)]
 
 
-def started(task: Task, start: Start, rng: Rng) -> State:
-    """Return images [m, c, ...] at their start, labels, velocity and the step counter.
+def started(task: Task, start: Start, rng: Rng, each: int = 1) -> State:
+    """Return images [m each, c, ...] at their start, labels [m, k], velocity and the step counter.
 
     noise: N(0, 1) on normalized images; real: random real images of the class; class-mean: the
     mean image of the class plus a tenth of its standard deviation per pixel times N(0, 1), so
@@ -172,11 +172,12 @@ def started(task: Task, start: Start, rng: Rng) -> State:
     Raises: UsageError when the start has another name.
     """
     generator = rng.at("start")
-    shape = (task.classes * task.ipc, task.real.card.channels, *task.real.card.shape)
+    count = task.ipc * each
+    shape = (task.classes * count, task.real.card.channels, *task.real.card.shape)
     if start == "noise":
         images = torch.randn(shape, generator=generator).to(task.real.device)
     elif start == "real":
-        index = [pick(members, task.ipc, generator) for members in task.real.by_class]
+        index = [pick(members, count, generator) for members in task.real.by_class]
         images = task.real.normalized(torch.cat(index))
     elif start == "class-mean":
         parts = []
@@ -187,7 +188,7 @@ def started(task: Task, start: Start, rng: Rng) -> State:
                     "mean of one is that image: start from noise or add images"
                 )
             spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
-            noise = torch.randn((task.ipc, *mean.shape), generator=generator)
+            noise = torch.randn((count, *mean.shape), generator=generator)
             parts.append(mean + 0.1 * spread.sqrt() * noise.to(task.real.device))
         images = torch.cat(parts)
     else:

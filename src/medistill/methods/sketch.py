@@ -1,8 +1,8 @@
 """Sketch: match a sketch of the real set, which is never looked at again."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,29 +12,41 @@ from ..errors import UsageError
 from ..optim import adam_
 from ..records import Json, State, to_record
 from ..rng import Rng
-from ..sets import Start
-from ..sketch import SketchSpec, check_backbone, mean_of, probe
+from ..sets import Start, SyntheticSet, mosaic_of, tiles_of
+from ..sketch import SETTINGS, SketchSpec, check_backbone, mean_of, probe
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
+from .cosine import images_of, series, weights
+
+NOISE = 0.2  # of the start, in standard deviations of the data
 
 
 @dataclass(frozen=True)
 class FromSketch(Method):
     """Match the empirical characteristic function of random features, class by class.
 
-    L = sum_c || z_m(T_c) - mean over x in S_c of [cos(t_j . phi_m(A_m(x))),
-    sin(t_j . phi_m(A_m(x)))]_j / sqrt(J) ||^2 for one network m of the sketch in each step, in
-    turn; Adam on the images, cosine schedule
-    Source: ours, after DM (arXiv 2110.04181) and NCFM (arXiv 2502.20653).
+    L = sum_c || z_m(T_c) - mean over x in S_c of [cos(t_j . phi_ml(A_m(x))),
+    sin(t_j . phi_ml(A_m(x)))]_jl / sqrt(J L) ||^2 for one network m of the sketch in each step, in
+    turn, over all L stages of the network
+    Images are cosine series a_u w_u with w_u falling like (1 + |u|)^-smooth, and Adam with a
+    cosine schedule moves the a_u: smooth parts move first, and noise that no network sees stays
+    small. Each stored image is factor x factor tiles that are made whole images before a network
+    sees them.
+    Source: ours, after DM (arXiv 2110.04181), NCFM (arXiv 2502.20653) and the multi-formation of
+    IDC (arXiv 2205.14959).
     Departures: not from a paper. Frequencies and networks are fixed, so the real side is a sum
-    that was made once; a sketch file carries its own networks, frequencies and scale.
+    that was made once; a sketch file carries its own networks, frequencies, scale and layers.
+    Noise is smooth in the same way, and a fifth of the data's standard deviation.
     """
 
-    iterations: int = 800
+    iterations: int = 600
     lr_images: float = 0.1
     networks: int = 20
-    frequencies: int = 128
+    frequencies: int = 512
     scale: float = 1.0
+    layers: Literal["all", "last"] = "all"
+    smooth: float = 1.5
+    factor: int = 2
     start: Start = "noise"
     name: ClassVar[str] = "sketch"
     paper: ClassVar[str] = "ours"
@@ -47,7 +59,13 @@ class FromSketch(Method):
     def check(self, task: Task) -> None:
         """Refuse settings that no sketch can have, or that are not those of the given one."""
         spec = self.spec(task)
-        for name in ("networks", "frequencies", "scale"):
+        shape = task.real.card.shape
+        if not 1 <= self.factor <= min(shape) // 4:
+            raise UsageError(
+                f"found factor {self.factor} for images of {'x'.join(map(str, shape))}; expected "
+                "1 or more, and tiles of 4 pixels or more along each axis"
+            )
+        for name in SETTINGS:
             if getattr(self, name) != getattr(spec, name):
                 raise UsageError(
                     f"found {name} {getattr(self, name)}; expected {getattr(spec, name)}, as in "
@@ -65,6 +83,7 @@ class FromSketch(Method):
             self.networks,
             self.frequencies,
             self.scale,
+            self.layers,
         )
 
     def prepared_from(self, task: Task) -> Json:
@@ -78,9 +97,15 @@ class FromSketch(Method):
 
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start, and Adam's moments."""
-        state = started(task, self.start, rng)
-        velocity = state.pop("velocity")
-        return {**state, "first": velocity, "second": velocity.clone()}
+        if self.start == "noise":
+            state = started(task, self.start, rng)
+            images = NOISE * self._smoothed(series(state["images"]))
+        else:
+            state = started(task, self.start, rng, self.factor ** len(task.real.card.shape))
+            images = mosaic_of(state["images"], self.factor)
+        del state["velocity"]
+        zeros = torch.zeros_like(images)
+        return {**state, "images": images, "first": zeros, "second": zeros.clone()}
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
         """Match the next network's part of the sketch."""
@@ -89,19 +114,33 @@ class FromSketch(Method):
         number = step % spec.networks
         card, device = task.real.card, task.real.device
         target = mean_of(held["sums"][:, number], held["counts"]).to(device)
-        way = probe(spec, card, number, float(held["spreads"][number]), device)
+        way = probe(spec, card, number, held["spreads"][number], device)
         images = state["images"].clone().requires_grad_()
-        own = way.of(images, task.compute).split(task.ipc)
-        means = torch.stack([part.mean(0) for part in own])
+        own = way.of(tiles_of(images, self.factor), task.compute)
+        means = own.unflatten(0, (task.classes, -1)).mean(1)
         loss = (means - target).square().sum()
         (gradient,) = torch.autograd.grad(loss, images)
         lr = self.lr_images * (1 + math.cos(math.pi * step / self.iterations)) / 2
-        return adam_step(state, gradient, lr), {"loss": float(loss.detach())}
+        return self._moved(state, gradient, lr), {"loss": float(loss.detach())}
 
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        """Return the set; its recipe says how many tiles an image holds."""
+        made = super().finish(state, task, rng)
+        return replace(made, recipe=replace(made.recipe, factor=self.factor))
 
-def adam_step(state: State, gradient: Tensor, lr: float) -> State:
-    """Return the state after one step of Adam on the images, with the step counted."""
-    images, first, second = (state[name].clone() for name in ("images", "first", "second"))
-    step = state["step"] + 1
-    adam_(images, gradient, first, second, step=int(step), lr=lr)
-    return {**state, "images": images, "first": first, "second": second, "step": step}
+    def _moved(self, state: State, gradient: Tensor, lr: float) -> State:
+        """Return the state after one step of Adam on the weighted series of the images."""
+        first, second = state["first"].clone(), state["second"].clone()
+        step = state["step"] + 1
+        delta = torch.zeros_like(gradient)
+        slope = self._weights(gradient) * series(gradient)
+        adam_(delta, slope, first, second, step=int(step), lr=lr)
+        images = state["images"] + self._smoothed(delta)
+        return {**state, "images": images, "first": first, "second": second, "step": step}
+
+    def _weights(self, images: Tensor) -> Tensor:
+        return weights(tuple(images.shape[2:]), self.smooth, images)
+
+    def _smoothed(self, coefficients: Tensor) -> Tensor:
+        """Return the images of weighted coefficients."""
+        return images_of(self._weights(coefficients) * coefficients)
