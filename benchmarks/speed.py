@@ -14,6 +14,7 @@ without a network can run the same command.
 import argparse
 import dataclasses
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -25,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medistill import __version__
-from medistill.backbones import ConvNet, Network, to_spec
+from medistill.augment import Augmentation
+from medistill.backbones import ConvNet, Network, levels_of, to_spec
 from medistill.compute import Compute, find_device
 from medistill.data import load
 from medistill.features import of_set
@@ -34,7 +36,7 @@ from medistill.methods.base import recipe_of
 from medistill.methods.gradient_matching import distance
 from medistill.records import State, to_record
 from medistill.rng import Rng
-from medistill.sets import Budget
+from medistill.sets import Budget, Card, RealSet
 from medistill.sketch import SketchSpec, probe, sketch, waves
 from medistill.train import TensorImages, fit
 
@@ -48,13 +50,15 @@ def plain(network: Network, channels: int, width: int) -> nn.Sequential:
     """Return the same network of torch's own layers, as the references build it."""
     layers: list[nn.Module] = []
     source = iter(network.body.parameters())
+    volumes = isinstance(network.body[0], nn.Conv3d)
+    kind, pool = (nn.Conv3d, nn.AvgPool3d) if volumes else (nn.Conv2d, nn.AvgPool2d)
     for block in range(3):
-        conv = nn.Conv2d(channels if block == 0 else width, width, 3, padding=1)
+        conv = kind(channels if block == 0 else width, width, 3, padding=1)
         norm = nn.GroupNorm(width, width)
         for parameter in (conv.weight, conv.bias, norm.weight, norm.bias):
             assert parameter is not None
             parameter.data = next(source).detach().clone(memory_format=torch.contiguous_format)
-        layers += [conv, norm, nn.ReLU(), nn.AvgPool2d(2)]
+        layers += [conv, norm, nn.ReLU(), pool(2)]
     head = nn.Linear(network.head.in_features, network.head.out_features)
     head.load_state_dict(network.head.state_dict())
     return nn.Sequential(*layers, nn.Flatten(), head).to(network.head.weight.device)
@@ -99,14 +103,29 @@ def ceiling(device: torch.device) -> float:
     return 2 * side**3 / seconds / 1e9
 
 
+def images_of(shape: tuple[int, ...], channels: int) -> RealSet:
+    """Return phantom images, or volumes of noise: as many as cost about what 1,024 of 28 px do."""
+    count = max(32, 2 * IMAGES * 28**2 // math.prod(shape))
+    if len(shape) == 2:
+        source = f"phantom:n={count},size={shape[0]},channels={channels}"
+        return load(source, offline=True).train
+    generator = Rng(0).at("volumes")
+    pixels = torch.randint(0, 256, (count, channels, *shape), generator=generator)
+    half = (0.5,) * channels
+    card = Card("volumes", "binary", ("no", "yes"), channels, shape, mean=half, std=half)
+    return RealSet(pixels.to(torch.uint8), torch.arange(count) % 2, card)
+
+
 class Bench:
     """The task that all rows share, and for each row a plain and a fast side."""
 
-    def __init__(self, size: int, width: int, channels: int, device: torch.device) -> None:
-        source = f"phantom:n={2 * IMAGES},size={size},channels={channels}"
-        self.real = load(source, offline=True).train.to(device)
-        self.width, self.channels, self.device = width, channels, device
-        self.task = Task(self.real, Budget(ipc=IPC), ConvNet(width=width), compute=FAST)
+    def __init__(self, shape: tuple[int, ...], width: int, channels: int, device: str) -> None:
+        self.device = find_device(device)
+        self.real = images_of(shape, channels).to(self.device)
+        self.width, self.channels = width, channels
+        view = Augmentation() if len(shape) == 2 else Augmentation(kinds=())
+        backbone = ConvNet(width=width)
+        self.task = Task(self.real, Budget(ipc=IPC), backbone, view, compute=FAST)
         self.rng = Rng(0)
 
     def network(self, *names: str | int) -> Network:
@@ -216,9 +235,7 @@ class Bench:
         task = self.task
         spec = SketchSpec(to_spec(task.backbone), to_record(task.augmentation), networks=2)
         made = sketch(self.real, spec, FAST)
-        ways = [
-            probe(spec, self.real.card, m, float(made.spreads[m]), self.device) for m in range(2)
-        ]
+        ways = [probe(spec, self.real.card, m, made.spreads[m], self.device) for m in range(2)]
         bodies = [plain(way.network, self.channels, self.width)[:-1] for way in ways]
 
         def slow() -> Tensor:
@@ -229,7 +246,8 @@ class Bench:
                         parts = []
                         for part in members.split(256):
                             seen = way.augmentation.apply(self.real.normalized(part), way.draw)
-                            parts.append(waves(body(seen), way.frequencies).sum(0))
+                            levels = torch.cat(levels_of(body, seen), 1)
+                            parts.append(waves(levels, way.frequencies).sum(0))
                         means.append(torch.stack(parts).sum(0) / len(members))
             return torch.stack(means)
 
@@ -288,14 +306,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--volumes", action="store_true", help="size^3 instead of size^2")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    device = find_device(given.device)
-    bench = Bench(given.size, given.width, given.channels, device)
-    rate = ceiling(device)
+    shape = (given.size,) * (3 if given.volumes else 2)
+    bench = Bench(shape, given.width, given.channels, given.device)
+    device, rate = bench.device, ceiling(bench.device)
     record = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -304,7 +323,8 @@ def main() -> None:
             "torch": torch.__version__,
             "medistill": __version__,
         },
-        "settings": {"size": given.size, "width": given.width, "channels": given.channels},
+        "settings": {"shape": shape, "width": given.width, "channels": given.channels},
+        "images": len(bench.real),
         "ceiling_gflops": round(rate, 1),
         "rows": [],
     }

@@ -1,10 +1,11 @@
 """Sketches: sums over a set from which images are distilled without it."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import READ, extract, extract_fast
 from .progress import progress
-from .records import Json, State, digest, from_record, load_state, save_state, to_record
+from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, normalized_by
 
@@ -29,6 +30,7 @@ NOISE_IMAGES = 64
 MOST_PIXELS = 2**26  # of one image; a file that asks for more is refused
 MOST_PARAMETERS = 2**28
 MOST_NUMBER = 2**12  # of layers, channels and the like
+PROBES = 32  # kept in memory: drawing frequencies anew would cost a step as much as its images
 SETTINGS = ("networks", "frequencies", "scale", "layers")
 HERE = Here()
 
@@ -250,16 +252,24 @@ def spreads_of(spec: SketchSpec, card: Card, number: int) -> list[float]:
 def probe(
     spec: SketchSpec, card: Card, number: int, spreads: Tensor, device: torch.device
 ) -> Probe:
-    """Return the network `number` of a sketch, rebuilt from the public seed.
+    """Return the network `number` of a sketch, rebuilt from the public seed or still remembered.
 
     Frequencies of a level are N(0, (scale / spread)^2).
     """
+    return _probe(canonical(to_record(spec)), card, number, tuple(spreads.tolist()), device)
+
+
+@lru_cache(maxsize=PROBES)
+def _probe(
+    record: bytes, card: Card, number: int, spreads: tuple[float, ...], device: torch.device
+) -> Probe:
+    spec = from_record(SketchSpec, json.loads(record))
     at = Rng(spec.seed).child("sketch", number)
     network = from_spec(spec.backbone).build(card, at.at("network"))
     generator = at.at("frequencies")
     frequencies = [
         torch.randn((size, spec.frequencies), generator=generator) * (spec.scale / spread)
-        for size, spread in zip(spec.sizes(card), spreads.tolist(), strict=True)
+        for size, spread in zip(spec.sizes(card), spreads, strict=True)
     ]
     augmentation = from_record(Augmentation, spec.augmentation)
     draw = augmentation.draw(1, card.shape, at.at("augment"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..records import State
 from ..sets import Card
 
-MOST_POSITIONS = 64  # of a stage's maps, where all stages are looked at
+MOST_SIDE = 4  # of a stage's maps, where all stages are looked at
 
 
 class Network(nn.Module):
@@ -92,7 +92,7 @@ def levels_of(body: nn.Module, images: Tensor) -> list[Tensor]:
     """Return what each stage of a body gives, flat [n, d] and in order, the features last.
 
     A stage ends before the next layer of weights. Maps are averaged over pairs of neighbors along
-    each axis until 64 positions or fewer are left, so that large images have no longer levels.
+    each axis until no side is longer than 4, so that large images have no longer levels.
     """
     levels: list[Tensor] = []
     begun = False
@@ -108,8 +108,8 @@ def levels_of(body: nn.Module, images: Tensor) -> list[Tensor]:
 
 def _few(maps: Tensor) -> Tensor:
     pool = F.avg_pool2d if maps.ndim == 4 else F.avg_pool3d
-    while math.prod(maps.shape[2:]) > MOST_POSITIONS:
-        maps = pool(maps, [min(2, side) for side in maps.shape[2:]])
+    while max(maps.shape[2:], default=0) > MOST_SIDE:
+        maps = pool(maps, [2 if side > MOST_SIDE else 1 for side in maps.shape[2:]])
     return maps.flatten(1)
 
 
