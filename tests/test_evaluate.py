@@ -252,6 +252,18 @@ def test_random_and_full_students_are_trained_once(
     assert trained == {"synthetic": each}
 
 
+def test_tiles_are_for_synthetic_images_alone(tmp_path: Path, trained: Counter[str]) -> None:
+    small_evaluation(cache=tmp_path)
+    trained.clear()
+    made = chosen_set()
+    tiled = dataclasses.replace(made, recipe=dataclasses.replace(made.recipe, factor=2))
+    found = small_evaluation(cache=tmp_path, synthetic=tiled)
+    assert trained == {"synthetic": len(RATES) + 2}
+    factors = {arm: recipe["factor"] for arm, recipe in found.recipes.items()}
+    assert factors == {"synthetic": 2, "random": 1, "full": 1}
+    assert (len(synthetic_arm(tiled).of_seed(0)), found.rows[0]["images"]) == (16, 4)
+
+
 def changes_that_matter() -> dict[str, dict[str, Any]]:
     made = chosen_set()
     recipe = dataclasses.replace(made.recipe, momentum=0.5)

@@ -17,6 +17,7 @@ import torch
 from medistill.errors import DataError, UsageError
 from medistill.metrics import Score
 from medistill.pictures import png, sheet
+from medistill.records import read_json, write_json
 from medistill.report import report
 from medistill.report.figures import confusions, loss_figure
 from medistill.report.words import amount, apart, findings
@@ -195,6 +196,15 @@ def test_the_page_tells_the_whole_story(make: Maker) -> None:
         "Every training behind these means (30)",
     ):
         assert expected in text
+
+
+def test_the_page_says_that_an_image_holds_tiles(make: Maker) -> None:
+    folder = make(judged=evaluation())
+    assert "tiles" not in words(page(folder))
+    run = read_json(folder / "run.json")
+    run["settings"]["factor"] = 2
+    write_json(folder / "run.json", run)
+    assert "Each holds 4 tiles, and students train on every tile" in words(page(folder))
 
 
 def test_the_page_is_the_same_each_time(make: Maker) -> None:

@@ -214,8 +214,9 @@ class _Book:
         self.cache, self.arm, self.splits, self.backbone = cache, arm, splits, backbone
         self.compute = compute
         card = splits.train.card
+        factor = base.factor if arm.name == "synthetic" else 1  # real images are whole
         self.base = dataclasses.replace(
-            base, mean=card.mean, std=card.std, backbone=to_spec(backbone)
+            base, mean=card.mean, std=card.std, backbone=to_spec(backbone), factor=factor
         )
 
     def _cached(self, what: Json, make: Callable[[], Json]) -> Json:

@@ -128,9 +128,12 @@ def findings(run: Json, evaluation: Json | None) -> tuple[str, list[str]]:
 def _made(run: Json) -> str:
     data = run["data"]
     ipc = f" ({run['ipc']} per class)" if run.get("ipc") else ""
+    tiles = int(run.get("settings", {}).get("factor", 1)) ** len(data.get("shape", ()))
+    each = f" Each holds {tiles} tiles, and students train on every tile, enlarged."
     return (
         f"The method {run['method']} distilled the training split of "
         f"{data.get('name', run['source'])} into {run['images']} synthetic images{ipc}."
+        f"{each if tiles > 1 else ''}"
     )
 
 
