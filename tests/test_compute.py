@@ -17,6 +17,7 @@ from medistill.compute import (
     Compute,
     _compiled,
     find_device,
+    full_block,
     worth_compiling,
 )
 from medistill.conformance import toy
@@ -50,6 +51,21 @@ def test_blocks_are_cut_and_filled_up_only_for_compiled_code() -> None:
     assert [len(a) for a, _ in filled] == [BLOCK] * 3
     assert torch.equal(torch.cat([a for a, _ in filled])[: len(x)], x)
     assert not filled[-1][1][3:].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "cpu", "other"),
+    [
+        ((28, 28), 32, 1024),
+        ((32, 32), 32, 1024),
+        ((64, 64), 8, 256),
+        ((224, 224), 1, 20),
+        ((16, 16, 16), 8, 256),
+    ],
+)
+def test_blocks_of_large_images_are_short(shape: tuple[int, ...], cpu: int, other: int) -> None:
+    assert full_block(torch.zeros(1).expand(40, 3, *shape)) == cpu
+    assert full_block(torch.empty((40, 3, *shape), device="meta")) == other
 
 
 def test_few_images_make_one_block_of_their_own_number() -> None:

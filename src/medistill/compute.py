@@ -1,5 +1,6 @@
 """How numbers are computed: in which precision, in which blocks, compiled or not."""
 
+import math
 import os
 import resource
 import shlex
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from .errors import UsageError
 
-BLOCK = 32  # images; larger blocks leave the cache and cost up to twice as much on two CPU cores
-GPU_BLOCK = 1024  # images; small blocks leave most of a GPU idle
+# Images of up to 32 x 32 pixels at once; fewer of larger ones. Larger blocks leave the cache and
+# cost up to twice as much on two CPU cores; small blocks leave most of a GPU idle.
+BLOCK = 32
+GPU_BLOCK = 1024
+BLOCK_PIXELS = 32 * 32
 # Compiling took 7 to 35 s on two cores, and made steps about half as long.
 REPAYS_S = 90.0
 Mode = Literal["auto", "on", "off"]
@@ -68,7 +72,7 @@ class Compute:
         """
         size = len(tensors[0]) if whole else block_size(tensors[0])
         if fill and not whole:
-            size = full_block(tensors[0].device)
+            size = full_block(tensors[0])
         for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
             missing = size - len(block[0])
             if missing and (self.compile or fill):
@@ -98,14 +102,15 @@ def require_compiler() -> None:
         )
 
 
-def full_block(device: torch.device) -> int:
-    """Return how many images go through a network at once on a device."""
-    return BLOCK if device.type == "cpu" else GPU_BLOCK
+def full_block(images: Tensor) -> int:
+    """Return how many images of this shape a full block holds where they lie."""
+    most = BLOCK if images.device.type == "cpu" else GPU_BLOCK
+    return max(1, min(most, most * BLOCK_PIXELS // math.prod(images.shape[2:])))
 
 
 def block_size(images: Tensor) -> int:
     """Return how many of these images go through a network at once."""
-    return min(len(images), full_block(images.device))
+    return min(len(images), full_block(images))
 
 
 def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> bool:

@@ -308,7 +308,7 @@ def sketch(
         [spreads_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
     )
     if compiling is not None:
-        block = full_block(real.device)
+        block = full_block(real.images)
         few = _shard(real, torch.arange(min(block, len(real))))
         unit = partial(_sums, few, spec=spec, spreads=spreads, compute=compute)
         compiled = worth_compiling(compiling, unit, len(real) / block)
