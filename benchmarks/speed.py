@@ -1,6 +1,7 @@
 """How much faster the library is than a plain textbook loop, on the same data in one process.
 
-    python benchmarks/speed.py [--only WHAT ...] [--size 28] [--width 128] [--json]
+    python benchmarks/speed.py run [--only WHAT ...] [--size 28] [--width 128] [--volumes]
+    python benchmarks/speed.py table
 
 The plain loops are ours, in the shape of the field's references: class after class, float32, a
 fresh network of torch's own layers for each step, one pass over a whole batch. Each row times both
@@ -15,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +40,7 @@ from medistill.sets import Budget, Card, RealSet
 from medistill.sketch import SketchSpec, probe, sketch, waves
 from medistill.train import TensorImages, fit
 
+RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 IPC, REPEATS, IMAGES = 10, 3, 512
 FAST = Compute("bfloat16", compile=True)
 WHAT = ("features", "dm", "dm-bank", "dc", "dsa", "sketch", "student-20", "student-256")
@@ -281,6 +282,29 @@ class Bench:
         return slow, fast
 
 
+def products(bench: Bench, what: str) -> float | None:
+    """Return the GFLOP that convolutions need for one pass of `what`, where it is one network's.
+
+    One image's way forward times images; a gradient takes three times as much.
+    """
+    flops, shape = 0.0, bench.real.card.shape
+    for block in range(3):
+        inputs = bench.channels if block == 0 else bench.width
+        pixels = math.prod(side // 2**block for side in shape)
+        flops += 2 * pixels * inputs * bench.width * 3 ** len(shape)
+    real = sum(min(256, len(members)) for members in bench.real.by_class)
+    own = IPC * bench.task.classes
+    passes = {
+        "features": len(bench.real),
+        "dm": real + 3 * own,
+        "dm-bank": 3 * own,
+        "sketch": 2 * len(bench.real),
+        "student-20": 5 * 3 * 20,
+        "student-256": 5 * 3 * 256,
+    }
+    return flops * passes[what] / 1e9 if what in passes else None
+
+
 def row(bench: Bench, what: str) -> dict[str, Any]:
     """Measure one row."""
     if what.startswith("student-"):
@@ -294,6 +318,7 @@ def row(bench: Bench, what: str) -> dict[str, Any]:
         "plain_s": round(slow, 5),
         "fast_s": round(fast, 5),
         "ratio": round(slow / fast, 2),
+        "gflop": products(bench, what),
         "peak_plain": peak_slow,
         "peak_fast": peak_fast,
         # Under a bank another network is matched, so the images are not meant to be equal.
@@ -301,44 +326,100 @@ def row(bench: Bench, what: str) -> dict[str, Any]:
     }
 
 
+def measure(given: argparse.Namespace) -> None:
+    """Measure the rows that were asked for and append them to the result file."""
+    shape = (given.size,) * (3 if given.volumes else 2)
+    bench = Bench(shape, given.width, given.channels, given.device)
+    device, rate = bench.device, ceiling(bench.device)
+    print(f"ceiling {rate:.0f} GFLOP/s in bfloat16 products", flush=True)
+    common = {
+        "shape": shape,
+        "width": given.width,
+        "channels": given.channels,
+        "images": len(bench.real),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "ceiling_gflops": round(rate, 1),
+        "torch": torch.__version__,
+        "version": __version__,
+    }
+    for what in given.only:
+        found = row(bench, what)
+        with open(RESULTS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**found, **common}) + "\n")
+        print(
+            f"{what:<12} plain {found['plain_s']:.4f} s, fast {found['fast_s']:.4f} s, "
+            f"ratio {found['ratio']:.1f}, difference {found['difference']}",
+            flush=True,
+        )
+
+
+def table() -> None:
+    """Write docs/speed.md from the result file."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in RESULTS.read_text().splitlines():
+        found = json.loads(line)
+        key = (*(tuple(found[k]) if k == "shape" else found[k] for k in KEYS),)
+        groups.setdefault(key, []).append(found)
+    lines = [HEAD]
+    for key, rows in groups.items():
+        facts = dict(zip(KEYS, key, strict=True))
+        side = "x".join(map(str, facts["shape"]))
+        lines.append(
+            f"\n## {side}, {facts['channels']} channel(s), ConvNet-3-{facts['width']}, "
+            f"{facts['device']}, {facts['threads']} thread(s)\n"
+        )
+        rate = max(r["ceiling_gflops"] for r in rows)
+        lines.append(
+            f"{rows[0]['images']} images; products of bfloat16 matrices reach {rate:.0f} GFLOP/s.\n"
+        )
+        lines.append("| what | plain, s | fast, s | ratio | of the ceiling | plain peak, MiB | ")
+        lines[-1] += "fast peak, MiB | difference |"
+        lines.append("|---|---|---|---|---|---|---|---|")
+        for r in rows:
+            apart = "-" if r["difference"] is None else f"{r['difference']:.1e}"
+            part = "-" if r["gflop"] is None else f"{r['gflop'] / r['fast_s'] / rate:.0%}"
+            lines.append(
+                f"| {r['what']} | {r['plain_s']:.4f} | {r['fast_s']:.4f} | {r['ratio']:.1f} "
+                f"| {part} | {r['peak_plain'] / 2**20:.0f} | {r['peak_fast'] / 2**20:.0f} "
+                f"| {apart} |"
+            )
+    path = Path(__file__).parents[1] / "docs" / "speed.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(path)
+
+
+KEYS = ("shape", "channels", "width", "device", "threads")
+HEAD = """# Speed
+
+Written by `python benchmarks/speed.py table` from `benchmarks/results/speed.jsonl`. Do not edit.
+
+Each row runs a plain loop of our own, in the shape of the field's references (class after class,
+float32, uncompiled, fresh network of torch's layers in each step), and our path (bfloat16,
+compiled) in one process and in turn, on the same data, and takes the fastest of three of each. The
+difference is that of the results, relative to the plain ones: features, sketches, by how much one
+step moves the images, a student's loss. Under a bank another network is matched, so there images
+are not meant to be equal. Peaks are memory beyond what the process held before. "Of the ceiling" is
+the part of the machine's measured rate of bfloat16 matrix products that the convolutions' own
+products reach in the fast path. Cores are shared, so times vary; ratios were measured side by side.
+"""
+
+
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--only", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--volumes", action="store_true", help="size^3 instead of size^2")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    shape = (given.size,) * (3 if given.volumes else 2)
-    bench = Bench(shape, given.width, given.channels, given.device)
-    device, rate = bench.device, ceiling(bench.device)
-    record = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "medistill": __version__,
-        },
-        "settings": {"shape": shape, "width": given.width, "channels": given.channels},
-        "images": len(bench.real),
-        "ceiling_gflops": round(rate, 1),
-        "rows": [],
-    }
-    for what in given.only:
-        found = row(bench, what)
-        record["rows"].append(found)
-        if not given.json:
-            print(
-                f"{what:<12} plain {found['plain_s']:.4f} s, fast {found['fast_s']:.4f} s, "
-                f"ratio {found['ratio']:.1f}, difference {found['difference']}",
-                flush=True,
-            )
-    if given.json:
-        print(json.dumps(record))
+    if given.what == "table":
+        table()
+    else:
+        measure(given)
 
 
 if __name__ == "__main__":
