@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, levels_of, to_spec
 from medistill.cli import app
-from medistill.compute import Compute
+from medistill.compute import BLOCK, Compute
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.distill import distill
@@ -109,6 +109,18 @@ def test_sums_are_the_same_bits_in_every_order_and_grouping(precision: Any) -> N
     for other in (merged, shuffled):
         assert torch.equal(other.sums, whole.sums)
         assert torch.equal(other.counts, whole.counts)
+
+
+def test_what_is_computed_of_an_image_never_depends_on_how_many_there_are() -> None:
+    way = probe(spec_of(), REAL.card, 0, torch.ones(2), CPU)
+    seen = []
+    hook = way.network.body[0].register_forward_hook(
+        lambda _, given, __: seen.append(len(given[0]))
+    )
+    way.on_grid(REAL.normalized(torch.arange(BLOCK + 3)))
+    way.on_grid(REAL.normalized(torch.arange(1)))
+    hook.remove()
+    assert seen == [BLOCK] * 3
 
 
 @pytest.mark.slow
