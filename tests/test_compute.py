@@ -23,12 +23,12 @@ from medistill.compute import (
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.errors import UsageError
-from medistill.features import extract, extract_fast, of_set
+from medistill.features import extract, extract_fast, of_set, read_size
 from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
 from medistill.methods.dm import class_means, gap, real_means
 from medistill.rng import Rng
-from medistill.sets import Budget
+from medistill.sets import Budget, RealSet
 from medistill.train import RealImages, TensorImages, fit, gradient
 
 REAL = load("phantom:n=120,size=16").train
@@ -232,3 +232,36 @@ def test_auto_compiles_what_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> N
     assert not worth_compiling("auto", unit, 1e9)
     with pytest.raises(UsageError, match="auto, on or off"):
         worth_compiling("yes", unit, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "compute", [Compute(), pytest.param(Compute(compile=True), marks=pytest.mark.slow)]
+)
+def test_many_pixels_pass_twice_to_the_same_gradient(
+    monkeypatch: pytest.MonkeyPatch, compute: Compute
+) -> None:
+    network = ConvNet(2, 8).build(REAL.card, Rng(0).at("network"))
+    images = REAL.normalized(torch.arange(BLOCK + 3)).requires_grad_()
+    passes: list[int] = []
+    network.body[0].register_forward_hook(lambda *_: passes.append(1))
+    found = []
+    for kept in (2**20, 1):
+        monkeypatch.setattr("medistill.features.KEPT_PIXELS", kept)
+        loss = extract(network, images, compute, levels=True).square().sum()
+        found.append(torch.autograd.grad(loss, images)[0])
+        if not compute.compile:
+            assert len(passes) == (2 if kept > 1 else 2 + 4)
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_few_large_images_are_read_at_once() -> None:
+    def of_shape(*shape: int) -> RealSet:
+        card = dataclasses.replace(REAL.card, channels=shape[0], shape=shape[1:])
+        empty = torch.empty(0, dtype=torch.int64)
+        large = RealSet(torch.empty((0, *shape), dtype=torch.uint8), empty, card)
+        object.__setattr__(large, "images", torch.zeros(1).expand(5000, *shape))
+        return large
+
+    assert read_size(of_shape(1, 28, 28)) == 1024
+    assert read_size(of_shape(3, 224, 224)) == 55
+    assert read_size(of_shape(1, 256, 256, 256)) == 1

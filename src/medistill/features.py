@@ -1,16 +1,20 @@
 """The path of images through a network, in blocks that fit the cache."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .augment import Augmentation, Draw
 from .backbones import Network, levels_of
 from .compute import PLAIN, Compute
 from .sets import RealSet
 
-READ = 1024  # images drawn from a real set at once
+READ = 1024  # images drawn from a real set at once, or fewer:
+READ_PIXELS = 2**23
+KEPT_PIXELS = 2**20  # of images whose maps are kept for the way back; of more they are made anew
 
 
 def extract(
@@ -19,9 +23,12 @@ def extract(
     """Return features [n, d] of normalized images, with a gradient where the caller keeps one.
 
     With `levels` what all stages of the network give, side by side. Always float32. Networks that
-    mix the images of a batch see them all at once.
+    mix the images of a batch see them all at once. Many pixels with a gradient pass twice, so that
+    memory grows with the images and not with all their maps.
     """
     run = compute.path(_levels if levels else _features)
+    if images.requires_grad and images[:, 0].numel() > KEPT_PIXELS:
+        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
     blocks = compute.blocks(images, whole=network.mixes_images)
     parts = [run(network.body, block.contiguous(memory_format=last)) for (block,) in blocks]
@@ -63,8 +70,13 @@ def extract_fast(
 
 def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
     """Return features [n, d] of a real set's images, read in order, without a gradient."""
-    blocks = torch.arange(len(real)).split(READ)
+    blocks = torch.arange(len(real)).split(read_size(real))
     return torch.cat([extract_fast(network, real.normalized(part), compute) for part in blocks])
+
+
+def read_size(real: RealSet) -> int:
+    """Return how many images of a set are drawn at once."""
+    return max(1, min(READ, READ_PIXELS // real.images[0].numel())) if len(real) else READ
 
 
 @torch.no_grad()
@@ -82,7 +94,7 @@ def class_means(
     means = []
     for members in real.by_class:
         total = torch.zeros((), dtype=torch.float64, device=real.device)
-        for part in members.split(READ):
+        for part in members.split(read_size(real)):
             images = augmentation.apply(real.normalized(part), draw)
             total = total + extract_fast(network, images, compute).sum(0).double()
         means.append((total / len(members)).float())
@@ -96,7 +108,7 @@ def logits_of_set(network: Network, real: RealSet) -> Tensor:
     The network is trained, and in evaluation mode while they are computed.
     """
     network.eval()
-    blocks = torch.arange(len(real)).split(READ)
+    blocks = torch.arange(len(real)).split(read_size(real))
     logits = [network.head(extract_fast(network, real.normalized(part))).cpu() for part in blocks]
     network.train()
     return torch.cat(logits)

@@ -17,7 +17,7 @@ from .backbones import Backbone, Network, from_spec, level_sizes
 from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
-from .features import READ, extract, extract_fast
+from .features import extract, extract_fast, read_size
 from .progress import progress
 from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
@@ -314,13 +314,14 @@ def sketch(
         compiled = worth_compiling(compiling, unit, len(real) / block)
         compute = dataclasses.replace(compute, compile=compiled)
     task = partial(_sums, spec=spec, spreads=spreads, compute=compute)
-    shards = (_shard(real, part) for part in torch.arange(len(real)).split(READ))
+    size = read_size(real)
+    shards = (_shard(real, part) for part in torch.arange(len(real)).split(size))
     counts = torch.tensor([len(members) for members in real.by_class])
     sums = torch.zeros(_shape(card, spec), dtype=torch.int64)
     with progress("sketch", len(real)) as advance:
         for shard, part in enumerate(engine.map(task, shards)):
             sums += part
-            advance(min(READ, len(real) - shard * READ))
+            advance(min(size, len(real) - shard * size))
     return Sketch(spec, card, sums, counts, spreads)
 
 
