@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sketch_tuning
 import torch
 
 from medistill import __version__
@@ -225,7 +226,7 @@ def table() -> None:
             cells = [cell_text(rows, name, start, ipc) for ipc in budgets]
             if any(cells):
                 lines.append(f"| {name} | {start or '-'} | {' | '.join(cells)} |")
-    lines += whole_runs() + cifar_curve()
+    lines += whole_runs() + cifar_curve() + sketch_tuning.lines()
     path = Path(__file__).parents[1] / "docs" / "results.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)

@@ -384,11 +384,57 @@ def table() -> None:
                 f"| {part} | {r['peak_plain'] / 2**20:.0f} | {r['peak_fast'] / 2**20:.0f} "
                 f"| {apart} |"
             )
+    lines += scale()
     path = Path(__file__).parents[1] / "docs" / "speed.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)
 
 
+def scale() -> list[str]:
+    """Return the sections on what benchmarks/stream.py and memory.py measured."""
+    lines = []
+    if (stream := RESULTS.with_name("stream.jsonl")).exists():
+        rows = [json.loads(line) for line in stream.read_text().splitlines()]
+        spec = rows[0]["spec"]
+        lines += [STREAM.format(**spec, family=spec["backbone"]["family"])]
+        lines += ["| what | images | seconds | images / s | own, MiB | mapped, MiB |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for r in rows:
+            for part in r.get("parts", [r]):
+                own, mapped = part["own_memory_bytes"] / 2**20, part["mapped_memory_bytes"] / 2**20
+                lines.append(
+                    f"| {r['what']} | {part['images']:,} | {part['seconds']:.0f} "
+                    f"| {part['images_per_second']:,} | {own:.0f} | {mapped:.0f} |"
+                )
+        same = "equals" if rows[-1]["equals_whole"] else "DIFFERS from"
+        lines.append(
+            f"\nThe merged sketch of the halves {same} that of the whole, to the last bit."
+        )
+    if (memory := RESULTS.with_name("memory.json")).exists():
+        lines += [MEMORY, "| method | backbone | images | own, GiB | mapped, GiB |"]
+        lines += ["|---|---|---|---|---|"]
+        for line in memory.read_text().splitlines():
+            r = json.loads(line)
+            own, mapped = r["own_memory_bytes"] / 2**30, r["mapped_memory_bytes"] / 2**30
+            lines.append(
+                f"| {r['method']} | {r['backbone']} | {r['images']:,} | {own:.2f} | {mapped:.2f} |"
+            )
+    return lines
+
+
+STREAM = """
+## A million images that are never in memory
+
+`python benchmarks/stream.py`: phantom images of 28 pixels in a memory-mapped file, {networks}
+networks ({family}, width {backbone[width]}), {frequencies} frequencies. "Own" is what the process
+holds, "mapped" the pages of the file, which the system takes back when it wants them. The halves
+ran in two processes at once.
+"""
+MEMORY = """
+## Color images of 224 pixels
+
+`python benchmarks/memory.py`: two steps at ten images per class from a memory-mapped set.
+"""
 KEYS = ("shape", "channels", "width", "device", "threads")
 HEAD = """# Speed
 
