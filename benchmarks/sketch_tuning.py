@@ -178,9 +178,9 @@ def lines() -> list[str]:
 
 
 ABOUT = """`python benchmarks/sketch_tuning.py run`: convnet-3-32, one synthesis from noise with the
-defaults and with one setting changed at a time, 3 students of 400 steps; balanced accuracy / AUC in percent.
-The students of one set spread by about a point, so smaller differences say nothing. CIFAR-10 is cut
-to 1,000 images of each class and distilled in 300 steps.
+defaults and with one setting changed at a time, 3 students of 400 steps; balanced accuracy / AUC in
+percent. The students of one set spread by about a point, so smaller differences say nothing.
+CIFAR-10 is cut to 1,000 images of each class and distilled in 300 steps.
 """
 
 
