@@ -395,6 +395,7 @@ def test_a_sketch_file_is_repeatable_and_complete(tmp_path: Path) -> None:
 def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
     run = CliRunner().invoke
     flags = ["--backbone", "convnet-2-8", "--networks", "2", "--frequencies", "8"]
+    flags += ["--layers", "last"]
     source = "phantom:n=40,size=16"
     for name in ("a", "b"):
         found = run(app, ["sketch", source, *flags, "--out", str(tmp_path / f"{name}.sketch")])
@@ -411,3 +412,4 @@ def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
     made = run(app, words)
     assert made.exit_code == 0, made.output
     assert (tmp_path / "run" / "sheet.png").is_file()
+    assert read_json(tmp_path / "run" / "run.json")["settings"]["layers"] == "last"
