@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medistill.augment import KINDS, Augmentation, Kind
-from medistill.backbones import Backbone, ConvNet, ResNet18
+from medistill.backbones import Backbone, ConvNet, ResNet18, to_spec
 from medistill.backbones.convnet import Norm
 from medistill.compute import (
     BLOCK,
@@ -26,9 +26,10 @@ from medistill.errors import UsageError
 from medistill.features import extract, extract_fast, of_set, read_size
 from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
-from medistill.methods.dm import class_means, gap, real_means
+from medistill.methods.dm import bank_entry, class_means, gap, real_means
 from medistill.rng import Rng
 from medistill.sets import Budget, RealSet
+from medistill.sketch import SketchSpec, probe
 from medistill.train import RealImages, TensorImages, fit, gradient
 
 REAL = load("phantom:n=120,size=16").train
@@ -252,6 +253,18 @@ def test_many_pixels_pass_twice_to_the_same_gradient(
         if not compute.compile:
             assert len(passes) == (2 if kept > 1 else 2 + 4)
     assert torch.allclose(*found, atol=1e-5)
+
+
+def test_networks_that_only_look_ask_for_no_gradient_of_their_own() -> None:
+    task = Task(REAL, Budget(ipc=2), ConvNet(1, 4))
+    spec = SketchSpec(to_spec(ConvNet(1, 4)), {"kinds": []}, networks=1, frequencies=4)
+    for network in (
+        bank_entry(task, 0)[0],
+        probe(spec, REAL.card, 0, torch.ones(1), torch.device("cpu")).network,
+    ):
+        assert not any(p.requires_grad for p in network.parameters())
+    assert bank_entry(task, 0)[0] is bank_entry(task, 0)[0]
+    assert bank_entry(task, 0)[0] is not bank_entry(task, 1)[0]
 
 
 def test_few_large_images_are_read_at_once() -> None:

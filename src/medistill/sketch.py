@@ -17,7 +17,7 @@ from .backbones import Backbone, Network, from_spec, level_sizes
 from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
-from .features import extract, extract_fast, read_size
+from .features import extract, extract_fast, fixed, read_size
 from .progress import progress
 from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
@@ -273,7 +273,7 @@ def _probe(
     ]
     augmentation = from_record(Augmentation, spec.augmentation)
     draw = augmentation.draw(1, card.shape, at.at("augment"))
-    return Probe(network.to(device), augmentation, draw, [t.to(device) for t in frequencies])
+    return Probe(fixed(network.to(device)), augmentation, draw, [t.to(device) for t in frequencies])
 
 
 def sketch(

@@ -1,21 +1,24 @@
 """DM: match the mean features of each class under random networks."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..augment import Draw
-from ..backbones import Network
+from ..augment import Augmentation, Draw
+from ..backbones import Backbone, Network
 from ..errors import UsageError
 from ..features import class_means as set_means
-from ..features import extract, extract_fast
+from ..features import extract, extract_fast, fixed
 from ..progress import progress
 from ..records import Json, State
 from ..rng import Rng
-from ..sets import Start
+from ..sets import Card, Start
 from .base import Log, Method, Task, moved, pick, started
+
+KEPT = 64  # networks of a bank that stay in memory between steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class DM(Method):
             draws, means = [draw] * task.classes, task.prepared["means"][number]
         else:
             at = rng.child("step", step)
-            network = task.network(at.at("network"))
+            network = fixed(task.network(at.at("network")))
             draws = [
                 task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
                 for c in range(task.classes)
@@ -100,9 +103,16 @@ class DM(Method):
 
 def bank_entry(task: Task, number: int) -> tuple[Network, Draw]:
     """Return a network of the bank and its draw; they depend on the number alone."""
+    return _entry(task.backbone, task.real.card, task.augmentation, task.real.device, number)
+
+
+@lru_cache(maxsize=KEPT)
+def _entry(
+    backbone: Backbone, card: Card, augmentation: Augmentation, device: torch.device, number: int
+) -> tuple[Network, Draw]:
     at = Rng(0).child("bank", number)
-    draw = task.augmentation.draw(1, task.real.card.shape, at.at("augment"))
-    return task.network(at.at("network")), draw
+    draw = augmentation.draw(1, card.shape, at.at("augment"))
+    return fixed(backbone.build(card, at.at("network")).to(device)), draw
 
 
 def gap(synthetic: Tensor, real: Tensor) -> Tensor:
