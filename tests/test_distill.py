@@ -481,16 +481,17 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(method: str, tmp_path: P
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
-    reference = begin(words_of("dm", whole), each_step=False)
-    process = begin(words_of("dm", folder), each_step=False)
+    longer = ["--iterations", "1600"]  # so that the signal comes in time on a busy machine
+    reference = begin([*words_of("dm", whole), *longer], each_step=False)
+    process = begin([*words_of("dm", folder), *longer], each_step=False)
     wait_for_lines(process, folder, 5)
     process.send_signal(signal.SIGINT)
     code, out, err = finished(process)
     assert (code, out) == (130, "")
     assert err.splitlines() == ["medistill: stopped; what was saved can go on with --resume"]
     done = int(load_state(folder / "checkpoint.safetensors")[0]["step"])
-    assert 5 <= done < 160
-    code, _, err = finished(begin([*words_of("dm", folder), "--resume"], each_step=False))
+    assert 5 <= done < 1600
+    code, _, err = finished(begin([*words_of("dm", folder), *longer, "--resume"], each_step=False))
     assert (code, err) == (0, "")
     assert finished(reference)[0] == 0
     assert losses(folder) == losses(whole)

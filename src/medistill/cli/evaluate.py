@@ -74,6 +74,5 @@ def evaluate(
         compute=Compute(precision),
         compiling=compile,
     )
-    arms = ("synthetic", "random", "full", "gap_closed", "worth")
-    shown = ("protocol", "students", "seeds", *arms, "seconds", "peak_memory_bytes")
+    shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
     emit({name: record[name] for name in shown}, scores_text(record), as_json)
