@@ -34,6 +34,7 @@ from medistill.features import of_set
 from medistill.methods import DC, DM, DSA, Method, Task
 from medistill.methods.base import recipe_of
 from medistill.methods.gradient_matching import distance
+from medistill.metrics import score
 from medistill.records import State, to_record
 from medistill.rng import Rng
 from medistill.sets import Budget, Card, RealSet
@@ -424,9 +425,23 @@ def scale() -> list[str]:
             lines.append(
                 f"| {r['method']} | {r['backbone']} | {r['images']:,} | {own:.2f} | {mapped:.2f} |"
             )
+    if (agreement := RESULTS.with_name("agreement.jsonl")).exists():
+        rows = [json.loads(line) for line in agreement.read_text().splitlines()]
+        lines += [AGREEMENT, "| score | plain | fast | fast - plain |", "|---|---|---|---|"]
+        for what in ("balanced_accuracy", "auc"):
+            plain, fast = ([r[what] for r in rows if r["path"] == p] for p in ("plain", "fast"))
+            sides = (plain, fast, [f - p for f, p in zip(fast, plain, strict=True)])
+            cells = [f"{x.mean:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in map(score, sides)]
+            lines.append(f"| {what.replace('_', ' ')} | {' | '.join(cells)} |")
     return lines
 
 
+AGREEMENT = """
+## The same accuracy on both paths
+
+`python benchmarks/agreement.py`: DM on PneumoniaMNIST, 200 steps from real images, ten per class,
+distilled and trained in float32 uncompiled and in bfloat16 compiled; five seeds, validation split.
+"""
 STREAM = """
 ## A million images that are never in memory
 
