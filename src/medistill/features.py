@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .augment import Augmentation, Draw
-from .backbones import Network, levels_of
+from .backbones import Network, channels_last, levels_of
 from .compute import PLAIN, Compute
 from .sets import RealSet
 
@@ -29,7 +29,7 @@ def extract(
     run = compute.path(_levels if levels else _features)
     if images.requires_grad and images[:, 0].numel() > KEPT_PIXELS:
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-    last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+    last = channels_last(images.ndim)
     blocks = compute.blocks(images, whole=network.mixes_images)
     parts = [run(network.body, block.contiguous(memory_format=last)) for (block,) in blocks]
     return torch.cat(parts)[: len(images)]
@@ -70,7 +70,7 @@ def extract_fast(
     if compute.dtype != torch.float32:
         body = copy.deepcopy(body).to(compute.dtype)
     run = compute.path(_levels if levels else _features)
-    last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+    last = channels_last(images.ndim)
     blocks = compute.blocks(images, whole=network.mixes_images, fill=fill)
     parts = [run(body, part.to(compute.dtype, memory_format=last)).float() for (part,) in blocks]
     return torch.cat(parts)[: len(images)]

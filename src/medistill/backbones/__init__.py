@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from ..records import Json, from_record, to_record
-from .base import Backbone, Network, level_sizes, levels_of, refresh
+from .base import Backbone, Network, channels_last, level_sizes, levels_of, refresh
 from .convnet import ConvNet
 from .mlp import MLP
 from .resnet import ResNet18
@@ -17,6 +17,7 @@ __all__ = [
     "Network",
     "ResNet18",
     "backbone",
+    "channels_last",
     "from_spec",
     "level_sizes",
     "levels_of",

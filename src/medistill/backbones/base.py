@@ -29,8 +29,7 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the body's output, flattened; channels-last, which the CPU kernels prefer."""
-        last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
-        out: Tensor = self.body(images.contiguous(memory_format=last))
+        out: Tensor = self.body(images.contiguous(memory_format=channels_last(images.ndim)))
         return out.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,11 +80,16 @@ class Backbone(ABC):
             network = Network(body, nn.Linear(width, len(card.classes)))
         network = network.to_empty(device="cpu")
         refresh(network, generator)
-        last = torch.channels_last if len(card.shape) == 2 else torch.channels_last_3d
+        last = channels_last(2 + len(card.shape))
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.to(memory_format=last)  # type: ignore[call-overload]
         return network
+
+
+def channels_last(dimensions: int) -> torch.memory_format:
+    """Return the order of memory that CPU kernels prefer, for batches of 4 or 5 dimensions."""
+    return torch.channels_last if dimensions == 4 else torch.channels_last_3d
 
 
 def levels_of(body: nn.Module, images: Tensor) -> list[Tensor]:
