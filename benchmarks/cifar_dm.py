@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from medistill import __version__
+from medistill.arms import arm_rows, full_arm, synthetic_arm
 from medistill.backbones import ConvNet
 from medistill.compute import Compute
 from medistill.data import load
-from medistill.evaluate import arm_rows, full_arm, synthetic_arm
 from medistill.methods import Task
 from medistill.methods.dm import DM
 from medistill.records import State, load_state, save_state

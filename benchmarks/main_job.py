@@ -24,11 +24,11 @@ import sketch_tuning
 import torch
 
 from medistill import __version__
+from medistill.arms import arm_rows, full_arm, random_arm, synthetic_arm
 from medistill.backbones import backbone
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
-from medistill.evaluate import arm_rows, full_arm, random_arm, synthetic_arm
 from medistill.methods import DC, DM, DSA, Method, Task
 from medistill.methods.herding import Herding
 from medistill.methods.kcenter import KCenter

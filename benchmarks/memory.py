@@ -45,7 +45,8 @@ def opened(n: int) -> RealSet:
         images.flush()
         half.rename(path)
     labels = part.labels.repeat(-(-n // DRAWN))[:n]
-    return RealSet(torch.from_numpy(np.load(path, mmap_mode="c")), labels, part.card)
+    mapped = np.load(path, mmap_mode="c")
+    return RealSet(torch.from_numpy(mapped), labels, part.card, file=mapped._mmap)
 
 
 def main() -> None:

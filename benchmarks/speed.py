@@ -39,12 +39,22 @@ from medistill.records import State, to_record
 from medistill.rng import Rng
 from medistill.sets import Budget, Card, RealSet
 from medistill.sketch import SketchSpec, probe, sketch, waves
-from medistill.train import TensorImages, fit
+from medistill.train import TensorImages, fit, fit_together
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 IPC, REPEATS, IMAGES = 10, 3, 512
 FAST = Compute("bfloat16", compile=True)
-WHAT = ("features", "dm", "dm-bank", "dc", "dsa", "sketch", "student-20", "student-256")
+WHAT = (
+    "features",
+    "dm",
+    "dm-bank",
+    "dc",
+    "dsa",
+    "sketch",
+    "student-20",
+    "student-256",
+    "students-5",
+)
 Side = Callable[[], Tensor]
 
 
@@ -282,6 +292,26 @@ class Bench:
 
         return slow, fast
 
+    def students(self) -> tuple[Side, Side]:
+        """Five students of twenty images for five steps: in turn, and at once."""
+        x = torch.randn((20, self.channels, *self.real.card.shape), generator=self.rng.at("x"))
+        data = TensorImages(x.to(self.device), (torch.arange(20) % 2).to(self.device))
+        recipe = dataclasses.replace(recipe_of(self.task), steps=10, stop=5, batch=20)
+        streams = [self.rng.child("student", number) for number in range(5)]
+
+        def fresh() -> list[Network]:
+            return [self.network("student", number) for number in range(5)]
+
+        def in_turn() -> Tensor:
+            pairs = zip(fresh(), streams, strict=True)
+            return torch.tensor([fit(n, data, recipe, rng, compute=FAST) for n, rng in pairs])
+
+        def at_once() -> Tensor:
+            losses = fit_together(fresh(), [data] * 5, recipe, streams, compute=FAST)
+            return torch.tensor(losses)
+
+        return in_turn, at_once
+
 
 def products(bench: Bench, what: str) -> float | None:
     """Return the GFLOP that convolutions need for one pass of `what`, where it is one network's.
@@ -308,7 +338,9 @@ def products(bench: Bench, what: str) -> float | None:
 
 def row(bench: Bench, what: str) -> dict[str, Any]:
     """Measure one row."""
-    if what.startswith("student-"):
+    if what == "students-5":
+        sides = bench.students()
+    elif what.startswith("student-"):
         sides = bench.student(int(what.removeprefix("student-")))
     else:
         sides = getattr(bench, what.replace("-", "_"))()
@@ -469,7 +501,9 @@ are not meant to be equal. Peaks are memory beyond what the process held before.
 the part of the machine's measured rate of bfloat16 matrix products that the convolutions' own
 products reach in the fast path, and "ratio at the ceiling" what no path of the same arithmetic can
 beat on that machine. A round of dc or dsa trains its network for 50 of student-20's steps (that row
-times five). Cores are shared, so times vary; ratios were measured side by side.
+times five). In students-5 both sides are ours: five students in turn, and all at once by grouped
+convolutions, as `evaluate` does on a GPU only. Cores are shared, so times vary; ratios were
+measured side by side.
 """
 
 

@@ -3,26 +3,19 @@
 import dataclasses
 import json
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from medistill import arms
+from medistill.arms import arm_rows, full_arm, random_arm, synthetic_arm
 from medistill.backbones import ConvNet
 from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import DataError
-from medistill.evaluate import (
-    Evaluation,
-    arm_rows,
-    evaluate,
-    evaluate_run,
-    full_arm,
-    random_arm,
-    synthetic_arm,
-)
+from medistill.evaluate import Evaluation, evaluate, evaluate_run
 from medistill.methods import Task
 from medistill.methods.random import Random
 from medistill.metrics import NAMES, gap_closed, score
@@ -30,8 +23,6 @@ from medistill.rng import Rng
 from medistill.sets import Budget, RealSet, Splits, SyntheticSet
 from medistill.train import RealImages, TensorImages
 
-# The package's face shows the function of this name, so the module is taken from the table.
-MODULE = import_module("medistill.evaluate")
 EASY = "phantom:n=60,size=16,variation=1"
 SPLITS = load(EASY)
 SMALL = ConvNet(depth=2, width=8)
@@ -159,17 +150,17 @@ def test_the_validation_split_decides_the_recipe(whole: Evaluation) -> None:
 
 
 def test_each_student_reads_the_test_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, read = MODULE.logits_of_set, []
+    plain, read = arms.logits_of_set, []
 
     def counted(network: Any, real: RealSet) -> Any:
         read.append(real)
         return plain(network, real)
 
-    monkeypatch.setattr(MODULE, "logits_of_set", counted)
+    monkeypatch.setattr(arms, "logits_of_set", counted)
     small_evaluation()
     names = [next(n for n, part in SPLITS._asdict().items() if part is real) for real in read]
-    arms, marks = 3, 4
-    assert Counter(names) == {"val": arms * len(RATES) * marks, "test": arms * 2}
+    count, marks = 3, 4
+    assert Counter(names) == {"val": count * len(RATES) * marks, "test": count * 2}
 
 
 # --- arms ---------------------------------------------------------------------------------------
@@ -216,19 +207,45 @@ def test_rows_of_one_arm_are_those_of_the_evaluation(whole: Evaluation) -> None:
     assert (recipe["lr"], recipe["stop"]) == (made.recipe.lr, made.recipe.stop)
 
 
+def test_students_trained_at_once_are_those_trained_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Evaluation
+) -> None:
+    trained, plain = [], arms.fit_together
+
+    def noted(networks: Any, *rest: Any, **named: Any) -> Any:
+        trained.append(len(networks))
+        return plain(networks, *rest, **named)
+
+    assert not arms.pays_together(torch.device("cpu"))
+    assert arms.pays_together(torch.device("cuda"))
+    monkeypatch.setattr(arms, "fit_together", noted)
+    monkeypatch.setattr(arms, "pays_together", lambda device: True)
+    found = small_evaluation(cache=tmp_path)
+    assert trained == [2, 2, 2]
+    for one, other in zip(found.rows, whole.rows, strict=True):
+        same = ("arm", "seed", "accuracy", "confusion", "lr", "stop")
+        assert [one[name] for name in same] == [other[name] for name in same]
+        assert one["auc"] == pytest.approx(other["auc"], abs=1e-6)
+    small_evaluation(cache=tmp_path, seeds=range(4))
+    assert trained[3:] == [4, 2, 2]  # those in the cache are not trained again
+    batch_norm = dataclasses.replace(SMALL, norm="batch")
+    small_evaluation(students=[batch_norm])
+    assert len(trained) == 6
+
+
 # --- the cache ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the students that are trained, by the kind of their data."""
-    plain, count = MODULE.fit, Counter[str]()
+    plain, count = arms.fit, Counter[str]()
 
     def counted(network: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
         count["synthetic" if isinstance(data, TensorImages) else "real"] += 1
         return plain(network, data, *args, **kwargs)
 
-    monkeypatch.setattr(MODULE, "fit", counted)
+    monkeypatch.setattr(arms, "fit", counted)
     return count
 
 

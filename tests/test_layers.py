@@ -19,6 +19,7 @@ FLOORS = (
     ("train", "features"),
     ("sketch",),
     ("methods",),
+    ("arms",),
     ("distill", "evaluate", "model", "predict", "package"),
     ("audit", "conformance"),
     ("study", "report"),

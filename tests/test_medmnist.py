@@ -260,6 +260,32 @@ def test_large_arrays_that_are_not_compressed_stay_in_their_file(
     assert (tmp_path / "plain.npz").read_bytes() == before
 
 
+def test_a_mapped_set_does_not_fill_the_memory(tmp_path: Path) -> None:
+    content = arrays((512, 512))
+    content["train_images"] = np.repeat(content["train_images"], 60, 0)
+    content["train_labels"] = np.repeat(content["train_labels"], 60, 0)
+    np.savez(tmp_path / "plain.npz", **content)
+    train = load(str(tmp_path / "plain.npz")).train
+    size = train.images.numel()
+    assert train.file is not None
+    assert size > 2**26
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    before = mapped()  # the digest and the statistics have been read once
+    for part in torch.arange(len(train)).split(20):
+        train.normalized(part)
+        assert torch.equal(train.take(part[:1]).images[0], train.images[int(part[0])])
+        train.take(part)
+    assert mapped() - before < size / 8
+    assert sum(len(block) for block in train.blocks()) == len(train)
+    assert mapped() - before < size / 8
+    assert train.images.sum() > 0  # a plain read fills it, so the measure sees what it should
+    assert mapped() - before > size / 2
+
+
 def test_a_member_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.npz"
     np.savez(path, **arrays() | {"train_images": np.asfortranarray(arrays()["train_images"])})

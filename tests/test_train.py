@@ -21,6 +21,7 @@ from medistill.train import (
     batch_index,
     check_kind,
     fit,
+    fit_together,
     gradient,
 )
 
@@ -145,6 +146,31 @@ def test_one_seed_gives_one_result(kinds: tuple[str, ...], untouched_generator: 
         results.append(state_digest(network.state_dict()))
         torch.rand(1, generator=torch.Generator())  # foreign draws change nothing
     assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_networks_trained_at_once_are_those_trained_in_turn(
+    soft: bool, untouched_generator: None
+) -> None:
+    by = recipe(augmentation=to_record(Augmentation(kinds=("crop", "flip"))), weight_decay=0.1)
+    images, labels = REAL.normalized(torch.arange(len(REAL))), REAL.labels
+    if soft:
+        labels = 0.8 * F.one_hot(labels, 2).float() + 0.1
+    data = [TensorImages(images[i : i + 40], labels[i : i + 40]) for i in (0, 10, 20)]
+    rngs = [Rng(seed).child("student") for seed in range(3)]
+
+    def fresh() -> list[Network]:
+        return [SMALL.build(REAL.card, Rng(seed).at("network")) for seed in range(3)]
+
+    together, alone = fresh(), fresh()
+    losses = fit_together(together, data, by, rngs)
+    for network, one, rng, loss in zip(alone, data, rngs, losses, strict=True):
+        assert loss == pytest.approx(fit(network, one, by, rng), abs=1e-4)
+    for network, other in zip(together, alone, strict=True):
+        for a, b in zip(network.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+    with pytest.raises(ValueError, match="batch norm"):
+        fit_together([network_of(BATCH_NORM)] * 2, data[:2], by, rngs[:2])
 
 
 def test_augmentation_of_the_recipe_is_applied() -> None:

@@ -1,44 +1,25 @@
 """Honest evaluation: synthetic, random and full data under one recipe, tested once at the end."""
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from . import __version__
-from .backbones import Backbone, Network, from_spec, to_spec
+from .arms import RATES, Book, full_arm, random_arm, synthetic_arm
+from .backbones import Backbone, from_spec
 from .compute import PLAIN, Compute, Mode, peak_memory, worth_compiling
 from .errors import DataError
-from .features import logits_of_set
-from .methods import Task
-from .methods.random import Random
-from .metrics import NAMES, Score, evaluate_logits, finite, gap_closed, score
+from .metrics import NAMES, Score, gap_closed, score
 from .progress import progress
-from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
+from .records import Json, to_record, write_json
 from .rng import Rng
-from .sets import Budget, RealSet, Recipe, Splits, SyntheticSet
-from .train import (
-    CPU,
-    Drawable,
-    RealImages,
-    TensorImages,
-    balanced_index,
-    check_kind,
-    fit,
-    gradient,
-)
+from .sets import RealSet, Recipe, Splits, SyntheticSet
+from .train import RealImages, check_kind, gradient
 
-RATES = (0.01, 0.03, 0.1)
-# Where a student may stop, as fractions of the schedule: all lie after the fall of the rate, for
-# before it the choice on a small validation split is mostly noise.
-MARKS = (0.625, 0.75, 0.875, 1.0)
 FORMAT = "medistill evaluation 1"
 PROTOCOL = (
     "Each arm (synthetic, random real images of the same number, full training data) trains its "
@@ -52,16 +33,6 @@ INTERVAL = (
     "of the synthetic arm covers the training of students, not the synthesis: repeat distill with "
     "other seeds for that."
 )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One kind of training data: a name, images, and how to draw it for a seed."""
-
-    name: str
-    images: int
-    digest: str
-    of_seed: Callable[[int], Drawable]
 
 
 @dataclass(frozen=True)
@@ -144,193 +115,12 @@ def evaluate(
         for backbone in students:
             for arm in arms:
                 store = None if arm.name == "synthetic" else cache
-                book = _Book(store, arm, splits, base, backbone, compute)
+                book = Book(store, arm, splits, base, backbone, compute)
                 tuned = book.tuned(rates, advance)
                 pilots += tuned["pilots"]
                 recipes.setdefault(arm.name, tuned["recipe"])
-                rows += [book.row(tuned["recipe"], seed, advance) for seed in seeds]
+                rows += book.rows(tuned["recipe"], seeds, advance)
     return Evaluation(rows, pilots, recipes, time.monotonic() - begin)
-
-
-def arm_rows(
-    arm: Arm,
-    splits: Splits,
-    base: Recipe,
-    backbone: Backbone,
-    *,
-    seeds: Sequence[int],
-    rates: Sequence[float] = RATES,
-    cache: Path | None = None,
-    compute: Compute = PLAIN,
-) -> tuple[list[Json], Json]:
-    """Return one arm's rows, a student for each seed, and the recipe that they trained by.
-
-    Without `rates` there are no pilots: the students train by `base` as it is.
-    """
-    book = _Book(cache, arm, splits, base, backbone, compute)
-    with progress(f"{arm.name}", len(rates) + len(seeds)) as advance:
-        recipe = book.tuned(rates, advance)["recipe"]
-        return [book.row(recipe, seed, advance) for seed in seeds], recipe
-
-
-def synthetic_arm(synthetic: SyntheticSet, device: torch.device = CPU) -> Arm:
-    """Return the arm that trains on a synthetic set: the same images for every seed."""
-    content = state_digest({"images": synthetic.images, "labels": synthetic.labels})
-    data = TensorImages.of(synthetic, device)
-    return Arm("synthetic", len(synthetic), content, lambda seed: data)
-
-
-def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
-    """Return the arm that trains on as many random real images: a draw of its own per seed."""
-    train = splits.train
-    ipc = len(synthetic) // len(train.card.classes)
-    backbone = from_spec(synthetic.recipe.backbone)
-
-    def of_seed(seed: int) -> Drawable:
-        task = Task(train, Budget(ipc=ipc), backbone)
-        return RealImages(train, Random().init(task, Rng(seed).child("random arm"))["index"])
-
-    return Arm("random", ipc * len(train.card.classes), f"ipc {ipc}", of_seed)
-
-
-def full_arm(splits: Splits) -> Arm:
-    """Return the arm that trains on the whole training split, its classes equally often."""
-    index = balanced_index(splits.train)
-    return Arm("full", len(splits.train), "balanced", lambda seed: RealImages(splits.train, index))
-
-
-class _Book:
-    """The rows of one arm and backbone, read from the cache where they are already there."""
-
-    def __init__(
-        self,
-        cache: Path | None,
-        arm: Arm,
-        splits: Splits,
-        base: Recipe,
-        backbone: Backbone,
-        compute: Compute,
-    ) -> None:
-        self.cache, self.arm, self.splits, self.backbone = cache, arm, splits, backbone
-        self.compute = compute
-        card = splits.train.card
-        factor = base.factor if arm.name == "synthetic" else 1  # real images are whole
-        self.base = dataclasses.replace(
-            base, mean=card.mean, std=card.std, backbone=to_spec(backbone), factor=factor
-        )
-
-    def _cached(self, what: Json, make: Callable[[], Json]) -> Json:
-        if self.cache is None:
-            return make()
-        key = digest(
-            {
-                "what": what,
-                "arm": [self.arm.name, self.arm.digest],
-                "data": self.splits.train.card.digest,
-                "precision": self.compute.precision,
-                "version": __version__,
-            }
-        )
-        path = self.cache / "baselines" / f"{self.arm.name}-{key[:24]}.json"
-        if path.is_file():
-            found: Json = read_json(path)
-            return found
-        made = make()
-        write_json(path, made)
-        return made
-
-    def tuned(self, rates: Sequence[float], advance: Callable[..., None]) -> Json:
-        """Return the recipe that the pilots choose on the validation split, and the pilots."""
-        if not rates:
-            return {"recipe": to_record(self.base), "pilots": []}
-        what = {"base": to_record(self.base), "rates": list(rates), "pilot": True}
-
-        def make() -> Json:
-            pilots = []
-            for lr in rates:
-                pilots.append(self._pilot(lr))
-                advance(note=f"{self.arm.name} pilot")
-            best, point = max(
-                ((pilot, point) for pilot in pilots for point in pilot["curve"]),
-                key=lambda pair: (pair[1]["balanced_accuracy"], -pair[1]["cross_entropy"]),
-            )
-            best["chosen"] = True
-            chosen = dataclasses.replace(self.base, lr=best["lr"], stop=point["step"])
-            return {"recipe": to_record(chosen), "pilots": pilots}
-
-        return self._cached(what, make)
-
-    def _pilot(self, lr: float) -> Json:
-        recipe = dataclasses.replace(self.base, lr=lr, stop=self.base.steps)
-        curve: list[Json] = []
-
-        def look(step: int, loss: float) -> None:
-            logits = logits_of_set(network, self.splits.val)
-            scores = evaluate_logits(logits, self.splits.val.labels)
-            entropy = float(F.cross_entropy(finite(logits), self.splits.val.labels.cpu()))
-            names = ("accuracy", "balanced_accuracy")
-            curve.append(
-                {"step": step, "loss": loss if math.isfinite(loss) else None}
-                | {"cross_entropy": entropy}
-                | {name: scores[name] for name in names}
-            )
-
-        marks = sorted({max(1, math.ceil(recipe.steps * mark)) for mark in MARKS})
-        network = self._network(-1)
-        fit(
-            network,
-            self.arm.of_seed(-1),
-            recipe,
-            Rng(-1).child("student"),
-            marks=marks,
-            on_mark=look,
-            compute=self.compute,
-        )
-        return {
-            "arm": self.arm.name,
-            "backbone": self.backbone.name,
-            "lr": lr,
-            "curve": curve,
-            "chosen": False,
-        }
-
-    def row(self, recipe: Mapping[str, Any], seed: int, advance: Callable[..., None]) -> Json:
-        """Train one student by the chosen recipe and test it once."""
-
-        def make() -> Json:
-            begin = time.monotonic()
-            network = self._network(seed)
-            fit(
-                network,
-                self.arm.of_seed(seed),
-                from_record(Recipe, recipe),
-                Rng(seed).child("student"),
-                compute=self.compute,
-            )
-            test = self.splits.test
-            scores = evaluate_logits(logits_of_set(network, test), test.labels)
-            return {
-                "arm": self.arm.name,
-                "backbone": self.backbone.name,
-                "seed": seed,
-                "images": self.arm.images,
-                **scores,
-                "lr": recipe["lr"],
-                "stop": recipe["stop"],
-                "device": str(self.splits.train.device),
-                "precision": self.compute.precision,
-                "compiled": self.compute.compile,
-                "seconds": round(time.monotonic() - begin, 3),
-            }
-
-        made = self._cached({"recipe": dict(recipe), "seed": seed}, make)
-        advance(note=f"{self.arm.name} {made['accuracy']:.3f}")
-        return made
-
-    def _network(self, seed: int) -> Network:
-        train = self.splits.train
-        generator = Rng(seed).child("student").at("network")
-        return self.backbone.build(train.card, generator).to(train.device)
 
 
 def evaluate_run(

@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from .errors import DataError, RunRefused, UsageError
 from .records import Json, canonical, from_record, load_state, save_state, to_record
 
+BLOCK = 1024  # images read at once where a whole set is
 TaskKind = Literal["binary", "multi-class", "ordinal", "multi-label"]
 Start = Literal["noise", "real", "class-mean"]
 
@@ -51,7 +53,9 @@ class RealSet:
     """One split of a real dataset, as stored.
 
     Shapes: images uint8 [n, c, h, w] or [n, c, d, h, w]; labels int64 [n], or {0, 1} [n, k] for
-    multi-label tasks; groups int64 [n] of patients (or identical images), or None.
+    multi-label tasks; groups int64 [n] of patients (or identical images), or None. `file` is the
+    map of a file that the images lie in, if they do: its pages are given back after each read, so
+    that a set larger than the memory never fills it.
     Raises: DataError when shapes, types or labels do not fit the card.
     """
 
@@ -59,6 +63,7 @@ class RealSet:
     labels: Tensor
     card: Card
     groups: Tensor | None = None
+    file: mmap.mmap | None = None
 
     def __post_init__(self) -> None:
         shape = (self.card.channels, *self.card.shape)
@@ -105,7 +110,7 @@ class RealSet:
     def digest(self) -> str:
         """SHA-256 over shapes, pixels and labels."""
         total = hashlib.sha256(canonical([list(self.images.shape), list(self.labels.shape)]))
-        for block in self.images.split(1024):  # a set may be larger than the memory
+        for block in self.blocks():
             total.update(block.cpu().contiguous().numpy().data)
         total.update(self.labels.cpu().contiguous().numpy().data)
         return total.hexdigest()
@@ -114,7 +119,26 @@ class RealSet:
         """Draw images as float32, (x / 255 - mean) / std per channel."""
         # Contiguous, for sets read in other ways have other strides, and so other last bits.
         images = self.images[index.to(self.device)].contiguous().float().div_(255)
+        self._give_back()
         return normalize(images, self.card.mean, self.card.std)
+
+    def take(self, index: Tensor) -> "RealSet":
+        """Return the set of the images at `index`, copied into memory as they are stored."""
+        where = index.to(self.device)
+        groups = None if self.groups is None else self.groups[index]
+        part = RealSet(self.images[where], self.labels[where], self.card, groups)
+        self._give_back()
+        return part
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the images as stored, in order and in blocks; each is gone when the next comes."""
+        for block in self.images.split(BLOCK):
+            yield block
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self.file is not None and self.device.type == "cpu":
+            self.file.madvise(mmap.MADV_DONTNEED)
 
 
 class Splits(NamedTuple):
@@ -352,7 +376,7 @@ def with_statistics(splits: Splits) -> Splits:
     axes = (0, *range(2, train.images.ndim))
     total = torch.zeros(train.card.channels, dtype=torch.float64)
     squares = total.clone()
-    for block in train.images.split(1024):
+    for block in train.blocks():
         values = block.double().div_(255)
         total += values.sum(axes)
         squares += values.square_().sum(axes)

@@ -309,13 +309,13 @@ def sketch(
     )
     if compiling is not None:
         block = full_block(real.images)
-        few = _shard(real, torch.arange(min(block, len(real))))
+        few = real.take(torch.arange(min(block, len(real))))
         unit = partial(_sums, few, spec=spec, spreads=spreads, compute=compute)
         compiled = worth_compiling(compiling, unit, len(real) / block)
         compute = dataclasses.replace(compute, compile=compiled)
     task = partial(_sums, spec=spec, spreads=spreads, compute=compute)
     size = read_size(real)
-    shards = (_shard(real, part) for part in torch.arange(len(real)).split(size))
+    shards = (real.take(part) for part in torch.arange(len(real)).split(size))
     counts = torch.tensor([len(members) for members in real.by_class])
     sums = torch.zeros(_shape(card, spec), dtype=torch.int64)
     with progress("sketch", len(real)) as advance:
@@ -327,10 +327,6 @@ def sketch(
 
 def _shape(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
     return len(card.classes), spec.networks, 2 * spec.frequencies * len(spec.sizes(card))
-
-
-def _shard(real: RealSet, index: Tensor) -> RealSet:
-    return RealSet(real.images[index], real.labels[index], real.card)
 
 
 def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:

@@ -1,7 +1,6 @@
 """`combine:A,B,...`: several sources pooled into one set of great variation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -106,8 +105,7 @@ def _card(cards: Sequence[Card], side: int, keep: bool) -> Card:
 def _limited(splits: Splits, limit: int, rng: Rng) -> Splits:
     def cut(part: RealSet, name: str) -> RealSet:
         order = torch.randperm(len(part), generator=rng.at(name))[:limit].sort().values
-        groups = None if part.groups is None else part.groups[order]
-        return replace(part, images=part.images[order], labels=part.labels[order], groups=groups)
+        return part.take(order)
 
     return Splits(*(cut(part, name) for part, name in zip(splits, Splits._fields, strict=True)))
 

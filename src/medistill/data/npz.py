@@ -61,10 +61,11 @@ def read(path: Path, card: Card | None = None) -> Splits:
         raise DataError(
             f"{path} is damaged or no .npz file ({error}); expected a whole one"
         ) from None
+    files = {name: getattr(arrays[f"{name}_images"], "_mmap", None) for name in SPLITS}
     images = {name: _images(arrays.pop(f"{name}_images"), f"{path}: {name}") for name in SPLITS}
     labels = {name: _labels(arrays.pop(f"{name}_labels"), f"{path}: {name}") for name in SPLITS}
     card = card or _card(path, images["train"], labels)
-    return Splits(*(RealSet(images[name], labels[name], card) for name in SPLITS))
+    return Splits(*(RealSet(images[n], labels[n], card, file=files[n]) for n in SPLITS))
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
