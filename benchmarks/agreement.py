@@ -15,6 +15,7 @@ from pathlib import Path
 
 from medistill import __version__
 from medistill.backbones import backbone
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
@@ -22,7 +23,6 @@ from medistill.features import logits_of_set
 from medistill.methods import DM, Task
 from medistill.metrics import evaluate_logits, score
 from medistill.rng import Rng
-from medistill.sets import Budget
 from medistill.train import TensorImages, fit
 
 RESULTS = Path(__file__).parent / "results" / "agreement.jsonl"

@@ -26,13 +26,14 @@ import torch
 from medistill import __version__
 from medistill.arms import arm_rows, full_arm, synthetic_arm
 from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.methods import Task
 from medistill.methods.dm import DM
 from medistill.records import State, load_state, save_state
 from medistill.rng import Rng
-from medistill.sets import Budget, Splits
+from medistill.sets import Splits
 
 RESULTS = Path(__file__).parent / "results" / "cifar_dm.jsonl"
 IPC, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 1, 600, 5000

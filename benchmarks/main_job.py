@@ -26,6 +26,7 @@ import torch
 from medistill import __version__
 from medistill.arms import arm_rows, full_arm, random_arm, synthetic_arm
 from medistill.backbones import backbone
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
@@ -36,7 +37,7 @@ from medistill.methods.random import Random
 from medistill.methods.sketch import FromSketch
 from medistill.metrics import gap_closed, score
 from medistill.records import from_record, to_record
-from medistill.sets import Budget, Recipe, Splits
+from medistill.sets import Recipe, Splits
 
 RESULTS = Path(__file__).parent / "results" / "main_job.jsonl"
 BACKBONE = "convnet-3-32"

@@ -21,12 +21,13 @@ from stream import Memory
 
 from medistill import __version__
 from medistill.backbones import backbone
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
 from medistill.methods import DM, Method, Task
 from medistill.methods.sketch import FromSketch
-from medistill.sets import Budget, RealSet
+from medistill.sets import RealSet
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 SIDE, DRAWN = 224, 1000

@@ -28,12 +28,13 @@ import torch
 from medistill import __version__
 from medistill.arms import arm_rows, random_arm, synthetic_arm
 from medistill.backbones import backbone
+from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import distill
 from medistill.methods import DC, DM, DSA, Method, Task
 from medistill.metrics import score
 from medistill.records import from_record, to_record
-from medistill.sets import Budget, Recipe, Splits
+from medistill.sets import Recipe, Splits
 
 RESULTS = Path(__file__).parent / "results" / "paired.jsonl"
 IPC, SEEDS, STUDENTS, STUDENT_STEPS, BATCH = 10, 8, 3, 1000, 128

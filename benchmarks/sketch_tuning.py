@@ -27,6 +27,7 @@ import torch
 
 from medistill import __version__
 from medistill.backbones import backbone
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
@@ -37,7 +38,7 @@ from medistill.methods.sketch import FromSketch
 from medistill.metrics import evaluate_logits
 from medistill.records import to_record
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet, SyntheticSet
+from medistill.sets import RealSet, SyntheticSet
 from medistill.train import TensorImages, fit
 
 RESULTS = Path(__file__).parent / "results" / "sketch_tuning.jsonl"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from medistill import __version__
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, Network, levels_of, to_spec
+from medistill.budget import Budget
 from medistill.compute import Compute, find_device
 from medistill.data import load
 from medistill.features import of_set
@@ -37,7 +38,7 @@ from medistill.methods.gradient_matching import distance
 from medistill.metrics import score
 from medistill.records import State, to_record
 from medistill.rng import Rng
-from medistill.sets import Budget, Card, RealSet
+from medistill.sets import Card, RealSet
 from medistill.sketch import SketchSpec, probe, sketch, waves
 from medistill.train import TensorImages, fit, fit_together
 
@@ -457,6 +458,17 @@ def scale() -> list[str]:
             lines.append(
                 f"| {r['method']} | {r['backbone']} | {r['images']:,} | {own:.2f} | {mapped:.2f} |"
             )
+    if (whole := RESULTS.with_name("whole.jsonl")).exists():
+        lines += [
+            WHOLE,
+            "| what | sketch | synthesis | evaluation | AUC |",
+            "|---|---|---|---|---|",
+        ]
+        for line in whole.read_text().splitlines():
+            r = json.loads(line)
+            spent = " | ".join(f"{r[part]:.0f}" for part in ("sketch_s", "distill_s", "evaluate_s"))
+            found = score(r["auc"])
+            lines.append(f"| {r['what']} | {spent} | {found.mean:.3f} |")
     if (agreement := RESULTS.with_name("agreement.jsonl")).exists():
         rows = [json.loads(line) for line in agreement.read_text().splitlines()]
         lines += [AGREEMENT, "| score | plain | fast | fast - plain |", "|---|---|---|---|"]
@@ -486,6 +498,14 @@ MEMORY = """
 ## Color images of 224 pixels
 
 `python benchmarks/memory.py`: two steps at ten images per class from a memory-mapped set.
+"""
+WHOLE = """
+## From the data to a score
+
+`python benchmarks/whole.py`: `sketch` on PneumoniaMNIST, ten per class, ConvNet-3-128, seconds on
+two threads. The evaluation is that of the synthetic arm, three pilots and five students; random and
+full arms come from the cache. Defaults: four tiles an image, students of 1,000 steps; the short
+way: whole images, students of 300 steps.
 """
 KEYS = ("shape", "channels", "width", "device", "threads")
 HEAD = """# Speed

@@ -1,7 +1,9 @@
 """Augmentation against plain loops over images, its ranges, its gradients and its draws."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ import torch
 from torch import Tensor
 
 from medistill.augment import KINDS, Augmentation, Draw
-from medistill.errors import UsageError
 from medistill.rng import Rng
 
 SHAPE = (9, 12)  # odd, even and not square, so that mixed-up axes show
@@ -29,11 +30,10 @@ def draw_of(kind: str, n: int, number: int = 0, shape: tuple[int, ...] = SHAPE) 
 # The plain twin: one image at a time, pixel by pixel, from the words of the specification.
 
 
-def value(image: np.ndarray, channel: int, y: float, x: float) -> float:
+def value(image: np.ndarray, channel: int, place: Sequence[float]) -> float:
     """Read a pixel, zero outside."""
-    _, h, w = image.shape
-    inside = 0 <= y < h and 0 <= x < w
-    return float(image[channel, int(y), int(x)]) if inside else 0.0
+    inside = all(0 <= at < side for at, side in zip(place, image.shape[1:], strict=True))
+    return float(image[channel, *map(int, place)]) if inside else 0.0
 
 
 def plain_color(image: np.ndarray, p: dict[str, float]) -> np.ndarray:
@@ -44,42 +44,43 @@ def plain_color(image: np.ndarray, p: dict[str, float]) -> np.ndarray:
     return (image - image.mean()) * p["contrast"] + image.mean()
 
 
-def plain_crop(image: np.ndarray, p: dict[str, float]) -> np.ndarray:
+def plain_crop(image: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
     out = np.zeros_like(image)
-    for c, y, x in np.ndindex(image.shape):
-        out[c, y, x] = value(image, c, y + p["down"], x + p["right"])
+    for c, *place in np.ndindex(image.shape):
+        out[c, *place] = value(image, c, np.array(place) + p["shift"])
     return out
 
 
-def plain_cutout(image: np.ndarray, p: dict[str, float]) -> np.ndarray:
+def plain_cutout(image: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
     out = image.copy()
-    for c, y, x in np.ndindex(image.shape):
-        if 0 <= y - p["top"] < p["height"] and 0 <= x - p["left"] < p["width"]:
-            out[c, y, x] = 0
+    for c, *place in np.ndindex(image.shape):
+        if all(0 <= at < p["length"][axis] for axis, at in enumerate(place - p["first"])):
+            out[c, *place] = 0
     return out
 
 
 def plain_flip(image: np.ndarray, p: dict[str, float]) -> np.ndarray:
     return (
-        np.stack([row[::-1] for row in image.reshape(-1, image.shape[2])]).reshape(image.shape)
+        np.stack([row[::-1] for row in image.reshape(-1, image.shape[-1])]).reshape(image.shape)
         if p["mirror"]
         else image
     )
 
 
 def plain_affine(image: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
-    """Read each pixel where the matrix sends it, coordinates in [-1, 1], bilinear, zero outside."""
-    (a, b, _), (c, d, _) = p["theta"]
-    _, h, w = image.shape
+    """Read each pixel where the matrix sends it, coordinates in [-1, 1], bilinear, zero outside.
+
+    Coordinates run from the last axis to the first, as rows and columns of the matrix do.
+    """
+    matrix, sides = p["theta"], np.array(image.shape[:0:-1])
     out = np.zeros_like(image)
-    for channel, i, j in np.ndindex(image.shape):
-        u, v = (2 * j + 1) / w - 1, (2 * i + 1) / h - 1
-        x, y = ((a * u + b * v + 1) * w - 1) / 2, ((c * u + d * v + 1) * h - 1) / 2
-        x0, y0 = math.floor(x), math.floor(y)
-        for yy in (y0, y0 + 1):
-            for xx in (x0, x0 + 1):
-                weight = (1 - abs(x - xx)) * (1 - abs(y - yy))
-                out[channel, i, j] += weight * value(image, channel, yy, xx)
+    for channel, *place in np.ndindex(image.shape):
+        unit = (2 * np.array(place[::-1]) + 1) / sides - 1
+        sent = ((matrix @ [*unit, 1] + 1) * sides - 1) / 2
+        for corner in itertools.product((0, 1), repeat=len(sides)):
+            near = np.floor(sent) + corner
+            weight = float(np.prod(1 - abs(sent - near)))
+            out[channel, *place] += weight * value(image, channel, near[::-1])
     return out
 
 
@@ -93,13 +94,16 @@ PLAIN = {
 }
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (5, 6, 7)], ids=["image", "volume"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_equals_its_plain_twin(kind: str, shared: bool, channels: int) -> None:
-    x = images(5, channels)
+def test_each_kind_equals_its_plain_twin(
+    kind: str, shared: bool, channels: int, shape: tuple[int, ...]
+) -> None:
+    x = images(5, channels, shape)
     for number in range(3):
-        draw = draw_of(kind, 1 if shared else 5, number)
+        draw = draw_of(kind, 1 if shared else 5, number, shape)
         y = Augmentation().apply(x, draw)
         for k, image in enumerate(x.double().numpy()):
             own = {
@@ -140,19 +144,19 @@ def test_color_has_its_published_strengths() -> None:
 @pytest.mark.parametrize(("side", "reach"), [(28, 4), (32, 4), (8, 1), (64, 8)])
 def test_crop_shifts_by_an_eighth_either_way(side: int, reach: int) -> None:
     values = draw_of("crop", MANY, shape=(side, side)).values
-    for name in ("down", "right"):
-        numbers, counts = values[name].unique(return_counts=True)
+    for shift in values["shift"].T:
+        numbers, counts = shift.unique(return_counts=True)
         assert numbers.tolist() == list(range(-reach, reach + 1))
         assert float(counts.min()) > 0.8 * MANY / (2 * reach + 1)
-    assert abs(float(torch.corrcoef(torch.stack(list(values.values())).float())[0, 1])) < 0.03
+    assert abs(float(torch.corrcoef(values["shift"].T.float())[0, 1])) < 0.03
 
 
 @pytest.mark.parametrize(("side", "cut"), [(28, 14), (9, 5), (32, 16)])
 def test_cutout_is_half_as_wide_with_its_center_anywhere(side: int, cut: int) -> None:
     values = draw_of("cutout", MANY, shape=(side, side)).values
-    assert values["height"].tolist() == values["width"].tolist() == [cut]
-    for name in ("top", "left"):
-        centers = values[name] + cut // 2
+    assert values["length"].tolist() == [[cut, cut]]
+    for first in values["first"].T:
+        centers = first + cut // 2
         assert centers.unique().tolist() == list(range(side + 1 - cut % 2))
 
 
@@ -235,21 +239,36 @@ def test_no_kinds_change_nothing_whatever_the_shape(untouched_generator: None) -
     assert none.apply(x, none.draw(2, (4, 4, 4), Rng(0).at("draw"))) is x
 
 
-def test_volumes_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"found volumes of 4x4x4; expected .*--augment none"):
-        Augmentation().draw(1, (4, 4, 4), Rng(0).at("draw"))
+def test_volumes_turn_about_each_axis_alike_often() -> None:
+    turns = draw_of("rotate", 3000, shape=(4, 5, 6)).values["theta"][:, :, :3]
+    still = (turns.diagonal(dim1=1, dim2=2) == 1).float()
+    assert float(still.sum(1).min()) == 1
+    assert float((still.sum(1) == 1).float().mean()) > 0.99  # else the angle is nearly 0
+    assert still.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+    torch.testing.assert_close(turns @ turns.mT, torch.eye(3).expand(3000, -1, -1))
+    angle = (turns.diagonal(dim1=1, dim2=2).sum(1) / 2 - 0.5).clamp(-1, 1).arccos()
+    assert 14.5 < float(angle.max()) * 180 / math.pi < 15.1
+
+
+def test_volumes_are_scaled_along_each_axis_by_itself() -> None:
+    theta = draw_of("scale", MANY, shape=(4, 5, 6)).values["theta"]
+    for axis in range(3):
+        assert spans(theta[:, axis, axis], 1 / 1.2, 1.2)
+    pairs = torch.corrcoef(theta.diagonal(dim1=1, dim2=2).T)
+    assert float((pairs - torch.eye(3)).abs().max()) < 0.03
 
 
 # Gradients
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=["image", "volume"])
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_reaches_the_images(kind: str, n: int) -> None:
-    draw = draw_of(kind, n, shape=(4, 5))
+def test_the_gradient_reaches_the_images(kind: str, n: int, shape: tuple[int, ...]) -> None:
+    draw = draw_of(kind, n, shape=shape)
     values = {k: v.double() if v.is_floating_point() else v for k, v in draw.values.items()}
     exact = Draw(draw.kind, values)
-    x = images(2, 3, (4, 5)).double().requires_grad_()
+    x = images(2, 3, shape).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: Augmentation().apply(z, exact), (x,))
     (gradient,) = torch.autograd.grad(Augmentation().apply(x, exact).square().sum(), x)
     assert all(float(part.abs().max()) > 0 for part in gradient)

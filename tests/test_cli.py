@@ -368,7 +368,11 @@ BAD: dict[str, tuple[str, int, str]] = {
     "no run to train": ("train absent --out out", 3, "synthetic.safetensors"),
     "corrupt to train": ("train corrupt --out out", 3, "is damaged"),
     "spoiled to inspect": ("data inspect folder:torn --sheet out.png", 3, "no whole image"),
-    "multi-label": (DISTILL.format("many.npz"), 2, "found a multi-label task in many"),
+    "multi-label": (
+        DISTILL.format("many.npz") + " --method herding",
+        2,
+        "found a multi-label task in many",
+    ),
     "class too small": (f"{PHANTOM} --ipc 31", 5, "expected at least 31"),
     "taken": (f"{PHANTOM} --out taken", 5, "found taken already there"),
     "out is a file": (f"{PHANTOM} --out a?file", 5, "found a file already there"),

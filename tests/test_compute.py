@@ -10,6 +10,7 @@ import torch
 from medistill.augment import KINDS, Augmentation, Kind
 from medistill.backbones import Backbone, ConvNet, ResNet18, to_spec
 from medistill.backbones.convnet import Norm
+from medistill.budget import Budget
 from medistill.compute import (
     BLOCK,
     PLAIN,
@@ -28,7 +29,7 @@ from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
 from medistill.methods.dm import bank_entry, class_means, gap, real_means
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet
+from medistill.sets import RealSet
 from medistill.sketch import SketchSpec, probe
 from medistill.train import RealImages, TensorImages, fit, gradient
 
@@ -202,7 +203,7 @@ def test_all_of_a_step_lies_where_the_real_images_lie() -> None:
     draws = [Augmentation().draw(1, (16, 16), Rng(0).at(c)) for c in range(task.classes)]
     means = real_means(network, task, draws, 8, Rng(0))
     images = state["images"].requires_grad_()
-    assert gap(class_means(network, images, task, draws), means).device == META
+    assert gap(class_means(network, images, state["labels"], task, draws), means).device == META
     for data in (RealImages(task.real), TensorImages(state["images"].detach(), state["labels"])):
         drawn = data.draw(torch.arange(3))
         gradients, loss = gradient(network, *drawn)

@@ -166,6 +166,11 @@ class ClaimsMultiLabel(ToMean):
 
     tasks = ("binary", "multi-class", "ordinal", "multi-label")
 
+    def init(self, task: Task, rng: Rng) -> State:
+        state = super().init(task, rng)
+        first = state["labels"].argmax(1)
+        return {**state, "labels": torch.eye(task.classes)[first]}
+
 
 @dataclass
 class Thawed(Method):

@@ -19,6 +19,7 @@ import torch
 import medistill
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import Run, distill, distill_to, prepared
 from medistill.errors import DataError, RunRefused, UsageError
@@ -28,7 +29,7 @@ from medistill.methods.dm import DM
 from medistill.methods.random import Random
 from medistill.records import State, load_state, read_json, state_digest
 from medistill.rng import Rng
-from medistill.sets import Budget, SyntheticSet
+from medistill.sets import SyntheticSet
 
 # The package's face shows the function of this name, so the module is taken from the table.
 MODULE = import_module("medistill.distill")

@@ -12,6 +12,7 @@ import torch
 from medistill import arms
 from medistill.arms import arm_rows, full_arm, random_arm, synthetic_arm
 from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import DataError
@@ -20,7 +21,7 @@ from medistill.methods import Task
 from medistill.methods.random import Random
 from medistill.metrics import NAMES, gap_closed, score
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet, Splits, SyntheticSet
+from medistill.sets import RealSet, Splits, SyntheticSet
 from medistill.train import RealImages, TensorImages
 
 EASY = "phantom:n=60,size=16,variation=1"

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,19 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medistill import errors, progress, records, rng, sets
+from medistill import errors, pixels, progress, records, rng, sets
+from medistill.budget import Budget
 from medistill.errors import DataError, MedistillError, RunRefused, UsageError
 from medistill.optim import sgd_
+from medistill.pixels import mosaic_of, tiles_of
 from medistill.sets import (
-    Budget,
     Card,
     Origin,
     RealSet,
     Recipe,
     Splits,
     SyntheticSet,
-    mosaic_of,
-    tiles_of,
 )
 
 
@@ -292,30 +292,79 @@ def test_quiet_progress_writes_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"ipc": 1, "images": 2}, {"ipc": 0}, {"images": -1}, {"bytes": 0}]
+    "words",
+    [
+        {},
+        {"ipc": 1, "images": 2},
+        {"ipc": 0},
+        {"images": -1},
+        {"bytes": 0},
+        {"ipc": 1, "share": "all"},
+        {"ipc": 1, "small": "none"},
+    ],
 )
-def test_a_budget_is_exactly_one_number_above_zero(given: dict[str, int]) -> None:
+def test_a_budget_is_exactly_one_number_above_zero(words: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
-        Budget(**given)
+        Budget(**words)
 
 
 @pytest.mark.parametrize(
-    ("budget", "ipc"),
+    ("budget", "counts"),
     [
-        (Budget(ipc=10), 10),
-        (Budget(images=7), 3),
-        (Budget(bytes=60 * 9), 4),  # an image is 3 x 4 x 5 = 60 bytes
-        (Budget(bytes=60 * 2), 1),
+        (Budget(ipc=10), (10, 10)),
+        (Budget(images=7), (4, 3)),
+        (Budget(bytes=60 * 9), (5, 4)),  # an image is 3 x 4 x 5 = 60 bytes
+        (Budget(bytes=60 * 2), (1, 1)),
+        (Budget(images=10, share="proportional"), (1, 9)),  # of 100 and 1500: 0.6 and 9.4
+        (Budget(images=16, share="proportional"), (1, 15)),
+        (Budget(ipc=10, share="sqrt"), (4, 16)),  # 10 and 38.7: 4.1 and 15.9
+        (Budget(images=301), (151, 150)),
+        (Budget(ipc=101, small="whole"), (100, 101)),
+        (Budget(images=1602, share="proportional", small="whole"), (100, 1500)),
     ],
 )
-def test_a_budget_in_images_per_class(budget: Budget, ipc: int) -> None:
-    assert budget.per_class(card(channels=3)) == ipc
+def test_a_budget_is_dealt_to_the_classes(budget: Budget, counts: tuple[int, ...]) -> None:
+    present = [200 if budget.images == 301 else 100, 1500]
+    assert budget.counts(card(channels=3), present) == counts
+
+
+def test_a_class_below_its_share_is_refused_unless_taken_whole() -> None:
+    with pytest.raises(RunRefused, match="found 3 training images of class 'no'"):
+        Budget(ipc=4).counts(card(), [3, 9])
+    assert Budget(ipc=4, small="whole").counts(card(), [3, 9]) == (3, 4)
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=9),
+    st.integers(0, 400),
+    st.sampled_from(["equal", "proportional", "sqrt"]),
+)
+def test_shares_sum_to_the_budget_and_are_near_the_exact_ones(
+    present: list[int], more: int, share: Literal["equal", "proportional", "sqrt"]
+) -> None:
+    kind = dataclasses.replace(card(), classes=tuple(map(str, range(len(present)))))
+    total = len(present) + more
+    counts = Budget(images=total, share=share, small="whole").counts(kind, [10**9] * len(present))
+    assert sum(counts) == total
+    counts = Budget(images=total, share=share).counts(kind, [n * 10**6 for n in present])
+    assert sum(counts) == total
+    assert min(counts) >= 1
+    power = {"equal": 0.0, "proportional": 1.0, "sqrt": 0.5}[share]
+    exact = [total * n**power / sum(m**power for m in present) for n in present]
+    if min(exact) >= 1:
+        assert all(abs(a - b) < 1 for a, b in zip(counts, exact, strict=True))
+
+
+def test_multi_label_images_have_no_share() -> None:
+    several = dataclasses.replace(card(), task="multi-label")
+    assert Budget(images=1).total(several) == 1
+    assert Budget(ipc=4).total(several) == 8
 
 
 @pytest.mark.parametrize("budget", [Budget(images=1), Budget(bytes=119)])
 def test_a_budget_below_one_image_per_class_is_refused(budget: Budget) -> None:
     with pytest.raises(RunRefused, match="at least one image per class"):
-        budget.per_class(card(channels=3))
+        budget.counts(card(channels=3), [9, 9])
 
 
 @pytest.mark.parametrize(
@@ -363,7 +412,7 @@ def test_normalize_and_denormalize_are_inverse(shape: tuple[int, ...]) -> None:
     mean, std = (0.1, 0.6), (0.5, 0.2)
     there = sets.normalize(images.clone(), mean, std)
     torch.testing.assert_close(there[:, 1], (images[:, 1] - 0.6) / 0.2)
-    torch.testing.assert_close(sets.denormalize(there, mean, std), images)
+    torch.testing.assert_close(pixels.denormalize(there, mean, std), images)
 
 
 def test_normalized_images_leave_the_stored_ones_alone() -> None:

@@ -13,8 +13,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each floor imports only from floors below; errors lie under all, the package's face stands on top.
 FLOORS = (
     ("errors",),
-    ("places", "rng", "records", "optim", "progress"),
+    ("places", "rng", "records", "optim", "progress", "pixels"),
     ("sets", "engine"),
+    ("budget",),
     ("data", "backbones", "augment", "metrics", "pictures", "compute"),
     ("train", "features"),
     ("sketch",),

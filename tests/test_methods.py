@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from medistill.augment import Augmentation
 from medistill.backbones import Backbone, ConvNet, Network
+from medistill.budget import Budget
 from medistill.conformance import toy
 from medistill.errors import RunRefused, UsageError
 from medistill.methods import DC, DM, DSA, METHODS, Method, Task, make, method_class
-from medistill.methods.base import one_hot, pick, started
+from medistill.methods.base import choose, one_hot, pick, started
 from medistill.methods.gradient_matching import NORM_IMAGES, distance, loops
 from medistill.methods.herding import Herding, herd
 from medistill.methods.kcenter import KCenter, spread_out
 from medistill.methods.random import Random
 from medistill.records import State, from_record, to_record
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet
+from medistill.sets import RealSet
 
 NONE = Augmentation(kinds=())
 SMALL = ConvNet(depth=1, width=8)
@@ -457,7 +458,7 @@ def test_selection_cannot_claim_another_start(kind: type[Method]) -> None:
 
 def test_herding_and_kcenter_choose_by_the_features_that_were_prepared() -> None:
     task = task_of(ipc=3)
-    for method, choose in (
+    for method, chosen_by in (
         (Herding(feature_steps=3), herd),
         (KCenter(feature_steps=3), spread_out),
     ):
@@ -465,7 +466,7 @@ def test_herding_and_kcenter_choose_by_the_features_that_were_prepared() -> None
         network = task.backbone.build(task.real.card, Rng(9).at("any"))
         network.load_state_dict(ready.prepared)
         features = network.features(normalized(task)).detach()
-        chosen = [members[choose(features[members], 3)] for members in task.real.by_class]
+        chosen = [members[chosen_by(features[members], 3)] for members in task.real.by_class]
         assert torch.equal(method.init(ready, Rng(0))["index"], torch.cat(chosen))
 
 
@@ -571,3 +572,95 @@ def test_a_task_never_mirrors_images_whose_mirror_image_has_another_class() -> N
     kinds = Task(sided, Budget(ipc=1), SMALL).augmentation.kinds
     assert "flip" in Task(real, Budget(ipc=1), SMALL).augmentation.kinds
     assert set(kinds) == set(Augmentation().kinds) - {"flip"}
+
+
+# several labels, unequal budgets
+
+
+def test_dm_of_several_labels_follows_the_gap_of_the_means_of_each_label() -> None:
+    real = toy("multi-label")
+    task = task_of(real, ipc=3, backbone=Pixels())
+    method = DM(lr_images=1.0, momentum=0.5)
+    state = method.init(task, Rng(0))
+    images, labels = state["images"], state["labels"]
+    after, log = method.step(state, task, Rng(0))
+    gradient, loss = torch.zeros_like(images), 0.0
+    for c in range(3):
+        mine = [i for i in range(9) if labels[i, c] == 1]
+        theirs = [i for i in range(len(real)) if real.labels[i, c] == 1]
+        gap = images[mine].mean(0) - normalized(task)[theirs].mean(0)
+        loss += float(gap.square().sum())
+        for i in mine:
+            gradient[i] += 2 * gap / len(mine)
+    close(after["images"], images - gradient)
+    assert log["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_several_labels_share_one_draw_and_those_of_one_have_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    plain = Augmentation.draw
+
+    def noted(*given: Any) -> Any:
+        drawn.append(plain(*given))
+        return drawn[-1]
+
+    monkeypatch.setattr(Augmentation, "draw", noted)
+    different = {}
+    for kind in ("multi-label", "multi-class"):
+        drawn.clear()
+        task = task_of(toy(kind), augmentation=Augmentation(kinds=("color",)))
+        DM().step(DM().init(task, Rng(0)), task, Rng(0))
+        different[kind] = len({float(draw.values["brightness"]) for draw in drawn})
+    assert different == {"multi-label": 1, "multi-class": 3}
+
+
+def test_several_labels_are_drawn_until_all_occur_alike() -> None:
+    real = toy("multi-label")
+    none = torch.cat([real.labels, torch.zeros(5, 3, dtype=torch.int64)])
+    images = torch.cat([real.images, real.images[:5]])
+    real = dataclasses.replace(real, images=images, labels=none)
+    index = choose(real, (), 12, Rng(0).at("choice"))
+    assert len(set(index.tolist())) == 12
+    counts = real.labels[index].sum(0).tolist()
+    assert max(counts) - min(counts) <= 1
+    assert 2 <= int((real.labels[index].sum(1) == 0).sum()) <= 4
+    other = choose(real, (), 12, Rng(1).at("choice"))
+    assert index.tolist() != other.tolist()
+    # More than there are: every image once before any stands twice.
+    many = choose(real, (), len(real) + 3, Rng(0).at("choice"))
+    assert set(many[: len(real)].tolist()) == set(range(len(real)))
+
+
+def test_a_class_mean_of_several_labels_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected noise or real"):
+        started(task_of(toy("multi-label")), "class-mean", Rng(0))
+
+
+@pytest.mark.parametrize("start", ["noise", "real"])
+def test_the_labels_of_several_are_those_of_real_images(start: str) -> None:
+    task = task_of(toy("multi-label"), ipc=3)
+    state = started(task, start, Rng(0))
+    index = choose(task.real, (), 9, Rng(0).at("start"))
+    assert torch.equal(state["labels"], task.real.labels[index].float())
+    if start == "real":
+        assert torch.equal(state["images"], task.real.normalized(index))
+
+
+def test_unequal_classes_are_dealt_and_split_alike() -> None:
+    real = toy(counts=(12, 3, 9))
+    task = Task(real, Budget(images=8, share="proportional"), Pixels(), NONE)
+    assert task.counts == (4, 1, 3)
+    for start in ("noise", "real", "class-mean"):
+        state = started(task, start, Rng(0))
+        assert state["labels"].argmax(1).tolist() == [0] * 4 + [1] + [2] * 3
+    method = DM(lr_images=1.0, momentum=0.0)
+    state = method.init(task, Rng(0))
+    after, _ = method.step(state, task, Rng(0))
+    first, count = 5, 3
+    gap = state["images"][first:].mean(0) - normalized(task)[real.by_class[2]].mean(0)
+    close(after["images"][first:], state["images"][first:] - 2 * gap / count)
+    # From 3 real images the class of 1 image still has a mean of its own.
+    gap = state["images"][4] - normalized(task)[real.by_class[1]].mean(0)
+    close(after["images"][4], state["images"][4] - 2 * gap)

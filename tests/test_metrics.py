@@ -11,8 +11,11 @@ from medistill.metrics import (
     area_under_curve,
     calibration_error,
     confusion,
+    evaluate_labels,
     evaluate_logits,
+    evaluate_task,
     gap_closed,
+    quadratic_kappa,
     score,
 )
 
@@ -171,3 +174,51 @@ def test_the_width_of_gap_closed_is_that_of_a_simulation() -> None:
 @pytest.mark.parametrize("full", [[0.8, 0.8], [0.7, 0.75], [math.nan, math.nan]])
 def test_no_gap_where_full_data_is_no_better_than_random_images(full: list[float]) -> None:
     assert gap_closed([0.9, 0.9], [0.8, 0.8], full) is None
+
+
+# --- ordered classes and several labels ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_that_of_an_independent_library(seed: int) -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (80,), generator=draw)
+    said = (labels + torch.randint(-1, 2, (80,), generator=draw)).clamp(0, 4)
+    counts = confusion(said, labels, 5)
+    expected = cohen_kappa_score(labels.numpy(), said.numpy(), weights="quadratic")
+    assert quadratic_kappa(counts) == pytest.approx(expected)
+    scores = evaluate_task("ordinal", torch.eye(5)[said] * 9, labels)
+    assert scores["kappa"] == pytest.approx(expected)
+    assert "kappa" not in evaluate_task("multi-class", torch.eye(5)[said] * 9, labels)
+
+
+def test_kappa_by_hand_and_of_one_class() -> None:
+    # O = [[1, 1], [0, 2]]: 1 of 4 wrong; by chance (2 x 3 + 2 x 1) / 16 = 1/2 are.
+    assert quadratic_kappa(torch.tensor([[1, 1], [0, 2]])) == pytest.approx(0.5)
+    assert math.isnan(quadratic_kappa(torch.tensor([[4, 0], [0, 0]])))
+
+
+def test_scores_of_several_labels_are_means_of_each_ones_own() -> None:
+    from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (60, 3), generator=draw)
+    logits = 2 * torch.randn((60, 3), generator=draw) + labels
+    found = evaluate_task("multi-label", logits, labels)
+    said, truth = (logits > 0).long().numpy(), labels.numpy()
+    assert found["accuracy"] == pytest.approx(float((said == truth).mean()))
+    assert found["auc"] == pytest.approx(roc_auc_score(truth, logits.numpy(), average="macro"))
+    parts = [balanced_accuracy_score(truth[:, c], said[:, c]) for c in range(3)]
+    assert found["balanced_accuracy"] == pytest.approx(sum(parts) / 3)
+    parts = [f1_score(truth[:, c], said[:, c], average="macro") for c in range(3)]
+    assert found["f1"] == pytest.approx(sum(parts) / 3)
+    assert torch.tensor(found["confusion"]).sum((1, 2)).tolist() == [60] * 3
+
+
+def test_a_label_that_all_images_have_has_no_curve() -> None:
+    labels = torch.tensor([[1, 0], [1, 1], [1, 0]])
+    logits = torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -2.0]])
+    assert evaluate_labels(logits, labels)["auc"] == 1.0
+    assert math.isnan(evaluate_labels(logits[:, :1], labels[:, :1])["auc"])

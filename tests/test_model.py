@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.data import load as load_data
 from medistill.distill import distill
 from medistill.errors import DataError
@@ -17,7 +18,7 @@ from medistill.methods import Task
 from medistill.methods.random import Random
 from medistill.model import declared, load, save, test, train
 from medistill.records import save_state, state_digest
-from medistill.sets import Budget, Splits, SyntheticSet
+from medistill.sets import Splits, SyntheticSet
 
 test.__test__ = False  # type: ignore[attr-defined]  # a function of the library, not a test
 SPLITS = load_data("phantom:n=60,size=16,variation=1")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, levels_of, to_spec
+from medistill.budget import Budget
 from medistill.cli import app
 from medistill.compute import BLOCK, Compute
 from medistill.conformance import toy
@@ -24,9 +25,10 @@ from medistill.methods import DM, Task
 from medistill.methods.cosine import images_of, series, weights
 from medistill.methods.sketch import FromSketch
 from medistill.optim import adam_
+from medistill.pixels import tiles_of
 from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
-from medistill.sets import Budget, RealSet, normalized_by, tiles_of
+from medistill.sets import RealSet, normalized_by
 from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spreads_of, waves
 
 REAL = load("phantom:n=90,size=16,classes=3").train

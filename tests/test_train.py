@@ -13,7 +13,7 @@ from medistill.data import load
 from medistill.errors import DataError
 from medistill.records import state_digest, to_record
 from medistill.rng import Rng
-from medistill.sets import Recipe
+from medistill.sets import Loss, Recipe
 from medistill.train import (
     RealImages,
     TensorImages,
@@ -23,6 +23,7 @@ from medistill.train import (
     fit,
     fit_together,
     gradient,
+    losses,
 )
 
 REAL = load("phantom:n=60,size=16").train
@@ -239,3 +240,50 @@ def test_data_of_another_kind_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(DataError, match=f"found {next(iter(change))}"):
         check_kind(other, REAL.card)
     check_kind(dataclasses.replace(REAL.card, name="another"), REAL.card)
+
+
+# --- losses -------------------------------------------------------------------------------------
+
+
+def test_ordinal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, 1.0, 3.0]])
+    weights = torch.tensor([1.0, 1 / torch.e, torch.e**-4])  # of distances 0, 1 and 2 from class 0
+    expected = -(weights / weights.sum() * logits.log_softmax(1)).sum()
+    for labels in (torch.tensor([0]), torch.tensor([[1.0, 0.0, 0.0]])):
+        assert losses("ordinal", logits, labels).tolist() == pytest.approx([float(expected)])
+    mixed = losses("ordinal", logits, torch.tensor([[0.5, 0.0, 0.5]]))
+    ends = losses("ordinal", logits.expand(2, -1), torch.tensor([0, 2]))
+    assert mixed.tolist() == pytest.approx([float(ends.mean())])
+
+
+def test_binary_loss_by_hand() -> None:
+    logits, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([[1, 0]])
+    expected = -(torch.sigmoid(logits[0, 0]).log() + torch.sigmoid(-logits[0, 1]).log()) / 2
+    assert losses("binary-cross-entropy", logits, labels).tolist() == pytest.approx(
+        [float(expected)]
+    )
+
+
+@pytest.mark.parametrize("kind", ["ordinal", "binary-cross-entropy"])
+def test_fit_follows_the_loss_of_the_recipe(kind: Loss) -> None:
+    images = REAL.normalized(torch.arange(60))
+    labels = F.one_hot(REAL.labels, 2).float()
+    labels[::2] = 1.0 if kind != "ordinal" else 0.5
+    by = recipe(loss=kind, momentum=0.0, weight_decay=0.0, stop=1, batch=60)
+    data = TensorImages(images, labels)
+    mine, plain, together = network_of(), network_of(), network_of()
+    fit(mine, data, by, Rng(0))
+    fit_together([together], [data], by, [Rng(0)])
+    loss = losses(kind, plain(images), labels).mean()
+    parameters = list(plain.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        p.data -= by.lr * g
+    for a, b, c in zip(mine.parameters(), together.parameters(), parameters, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(b, c, rtol=1e-4, atol=1e-6)
+
+
+def test_images_with_several_labels_stand_once_in_the_full_arm() -> None:
+    card = dataclasses.replace(REAL.card, task="multi-label")
+    several = dataclasses.replace(REAL, card=card, labels=F.one_hot(REAL.labels, 2))
+    assert balanced_index(several).tolist() == list(range(60))

@@ -33,7 +33,8 @@ class ToMean(Method):
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
         means = [task.real.normalized(members).mean(0) for members in task.real.by_class]
-        gap = state["images"] - torch.stack(means).repeat_interleave(task.ipc, 0)
+        own = state["labels"].argmax(1)
+        gap = state["images"] - torch.stack(means)[own]
         noise = torch.randn(gap.shape, generator=rng.at("step", int(state["step"])))
         after = moved(state, gap + 0.1 * noise, lr=self.lr, momentum=0.5)
         return after, {"loss": float(gap.square().sum())}

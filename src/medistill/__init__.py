@@ -13,7 +13,7 @@ _PUBLIC = {
     "distill": "distill",
     "evaluate": "evaluate",
     "report": "report",
-    "Budget": "sets",
+    "Budget": "budget",
     "Card": "sets",
     "RealSet": "sets",
     "Recipe": "sets",

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from . import __version__
-from .backbones import Backbone, Network, from_spec, to_spec
+from .backbones import Backbone, Network, to_spec
 from .compute import PLAIN, Compute
 from .features import logits_of_set
-from .methods import Task
-from .methods.random import Random
-from .metrics import evaluate_logits, finite
+from .methods.base import choose
+from .metrics import evaluate_task, finite
 from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
-from .sets import Budget, Recipe, Splits, SyntheticSet
+from .sets import Recipe, Splits, SyntheticSet
 from .train import (
     CPU,
     Drawable,
@@ -30,6 +28,7 @@ from .train import (
     balanced_index,
     fit,
     fit_together,
+    losses,
 )
 
 RATES = (0.01, 0.03, 0.1)
@@ -78,15 +77,16 @@ def synthetic_arm(synthetic: SyntheticSet, device: torch.device = CPU) -> Arm:
 
 def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
     """Return the arm that trains on as many random real images: a draw of its own per seed."""
-    train = splits.train
-    ipc = len(synthetic) // len(train.card.classes)
-    backbone = from_spec(synthetic.recipe.backbone)
+    train, total = splits.train, len(synthetic)
+    counts: list[int] = []
+    if train.card.task != "multi-label":
+        counts = synthetic.labels.argmax(1).bincount(minlength=len(train.card.classes)).tolist()
 
     def of_seed(seed: int) -> Drawable:
-        task = Task(train, Budget(ipc=ipc), backbone)
-        return RealImages(train, Random().init(task, Rng(seed).child("random arm"))["index"])
+        generator = Rng(seed).child("random arm").at("choice")
+        return RealImages(train, choose(train, counts, total, generator))
 
-    return Arm("random", ipc * len(train.card.classes), f"ipc {ipc}", of_seed)
+    return Arm("random", total, f"images {counts or total}", of_seed)
 
 
 def full_arm(splits: Splits) -> Arm:
@@ -153,6 +153,9 @@ class Book:
         if not rates:
             return {"recipe": to_record(self.base), "pilots": []}
         what = {"base": to_record(self.base), "rates": list(rates), "pilot": True}
+        # A rare label is hardly ever likelier than one half, so accuracies would not tell.
+        several = self.splits.val.card.task == "multi-label"
+        by = "auc" if several else "balanced_accuracy"
 
         def make() -> Json:
             pilots = []
@@ -161,7 +164,7 @@ class Book:
                 advance(note=f"{self.arm.name} pilot")
             best, point = max(
                 ((pilot, point) for pilot in pilots for point in pilot["curve"]),
-                key=lambda pair: (pair[1]["balanced_accuracy"], -pair[1]["cross_entropy"]),
+                key=lambda pair: (pair[1][by], -pair[1]["cross_entropy"]),
             )
             best["chosen"] = True
             chosen = dataclasses.replace(self.base, lr=best["lr"], stop=point["step"])
@@ -175,9 +178,10 @@ class Book:
 
         def look(step: int, loss: float) -> None:
             logits = logits_of_set(network, self.splits.val)
-            scores = evaluate_logits(logits, self.splits.val.labels)
-            entropy = float(F.cross_entropy(finite(logits), self.splits.val.labels.cpu()))
-            names = ("accuracy", "balanced_accuracy")
+            labels, kind = self.splits.val.labels.cpu(), self.splits.val.card.task
+            scores = evaluate_task(kind, logits, labels)
+            entropy = float(losses(recipe.loss, finite(logits), labels).mean())
+            names = ("accuracy", "balanced_accuracy", "auc")
             curve.append(
                 {"step": step, "loss": loss if math.isfinite(loss) else None}
                 | {"cross_entropy": entropy}
@@ -251,7 +255,7 @@ class Book:
                 by = from_record(Recipe, recipe)
                 fit(network, self.arm.of_seed(seed), by, rng, compute=self.compute)
             test = self.splits.test
-            scores = evaluate_logits(logits_of_set(network, test), test.labels)
+            scores = evaluate_task(test.card.task, logits_of_set(network, test), test.labels)
             return {
                 "arm": self.arm.name,
                 "backbone": self.backbone.name,

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UsageError
-
 Kind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 KINDS: tuple[Kind, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -30,7 +28,9 @@ class Augmentation:
     images (siamese matching) or one per image (training). It acts on normalized images, so the
     fill value 0 is the mean intensity.
     Source: Zhao and Bilen, ICML 2021, arXiv 2102.08259, section 3 and the released settings.
-    Departures: none known; a gray channel has no saturation, as in the reference.
+    Departures: none known for images; a gray channel has no saturation, as in the reference.
+    Volumes [b, c, d, h, w], which the paper has not: crop, cutout and scale act along all three
+    axes, flip mirrors the last one (left and right), rotate turns about one axis drawn at random.
 
     Example:
         >>> a = Augmentation()
@@ -55,23 +55,15 @@ class Augmentation:
         return Augmentation(**{**self.__dict__, "kinds": kinds})
 
     def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> Draw:
-        """Draw one kind and its parameters for `n` images (1: shared by all) of `shape` pixels.
-
-        Raises: UsageError when the images are volumes (use no augmentation there).
-        """
+        """Draw one kind and its parameters for `n` images (1: shared by all) of `shape` pixels."""
         if not self.kinds:
             return Draw(None, {})
-        if len(shape) != 2:
-            raise UsageError(
-                f"found volumes of {'x'.join(map(str, shape))}; expected images of two dimensions "
-                "for augmentation: pass --augment none"
-            )
         kind = self.kinds[int(torch.randint(len(self.kinds), (1,), generator=generator))]
-        u = torch.rand(3, n, generator=generator)
+        u = torch.rand(3 if len(shape) == 2 else 4, n, generator=generator)
         return Draw(kind, _PARAMETERS[kind](self, u, shape))
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Apply a draw to images [b, c, h, w]; pure and differentiable in the images."""
+        """Apply a draw to images [b, c, h, w] or volumes; pure and differentiable in them."""
         if draw.kind is None:
             return images
         values = {name: value.to(images.device) for name, value in draw.values.items()}
@@ -91,17 +83,16 @@ def _color_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tenso
 
 
 def _crop_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
-    reach = torch.tensor([_pixels(a.crop, side) for side in shape]).view(2, 1)
-    shift = (u[:2] * (2 * reach + 1)).long() - reach
-    return {"down": shift[0], "right": shift[1]}
+    reach = torch.tensor([_pixels(a.crop, side) for side in shape]).view(-1, 1)
+    return {"shift": ((u[: len(shape)] * (2 * reach + 1)).long() - reach).T}
 
 
 def _cutout_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
-    sides = torch.tensor(shape).view(2, 1)
-    cut = torch.tensor([_pixels(a.cutout, side) for side in shape]).view(2, 1)
+    sides = torch.tensor(shape).view(-1, 1)
+    cut = torch.tensor([_pixels(a.cutout, side) for side in shape]).view(-1, 1)
     # As the reference: the center lies anywhere, one step further where the side is even.
-    first = (u[:2] * (sides + 1 - cut % 2)).long() - cut // 2
-    return {"top": first[0], "left": first[1], "height": cut[0], "width": cut[1]}
+    first = (u[: len(shape)] * (sides + 1 - cut % 2)).long() - cut // 2
+    return {"first": first.T, "length": cut.T}
 
 
 def _flip_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
@@ -110,64 +101,81 @@ def _flip_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor
 
 def _scale_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
     low = 1 / a.scale
-    factor = low + u[:2] * (a.scale - low)
-    zero = torch.zeros_like(u[0])
-    return {"theta": _theta(factor[0], zero, zero, factor[1])}
+    return {"theta": _theta((low + u[: len(shape)] * (a.scale - low)).T.diag_embed())}
 
 
 def _rotate_parameters(a: Augmentation, u: Tensor, shape: Any) -> dict[str, Tensor]:
     angle = (u[0] - 0.5) * 2 * a.rotate / 180 * math.pi
-    return {"theta": _theta(angle.cos(), -angle.sin(), angle.sin(), angle.cos())}
+    cos, sin = angle.cos(), angle.sin()
+    plane = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
+    if len(shape) == 2:
+        return {"theta": _theta(plane)}
+    turn = torch.eye(3).repeat(len(angle), 1, 1)
+    for number, axis in enumerate((u[1] * 3).long().clamp(max=2).tolist()):
+        turned = torch.tensor([other for other in range(3) if other != axis])
+        turn[number, turned.view(-1, 1), turned] = plane[number]
+    return {"theta": _theta(turn)}
 
 
-def _theta(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    zero = torch.zeros_like(a)
-    return torch.stack([torch.stack([a, b, zero], -1), torch.stack([c, d, zero], -1)], 1)
+def _theta(matrix: Tensor) -> Tensor:
+    """Return matrices [n, d, d] with a shift of zero beside them, [n, d, d + 1]."""
+    return F.pad(matrix, (0, 1))
 
 
-def _column(value: Tensor) -> Tensor:
-    return value.view(-1, 1, 1, 1)
+def _column(value: Tensor, x: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (x.ndim - 1))
+
+
+def _along(x: Tensor, axis: int, values: Tensor) -> Tensor:
+    """Return values [n or 1, side] shaped so that they lie along a spatial axis of x."""
+    shape = [len(values), *[1] * (x.ndim - 1)]
+    shape[2 + axis] = values.shape[1]
+    return values.view(shape)
 
 
 def _color(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    x = x + _column(p["brightness"])
+    x = x + _column(p["brightness"], x)
     gray = x.mean(1, keepdim=True)
-    x = (x - gray) * _column(p["saturation"]) + gray if x.shape[1] > 1 else x
-    mean = x.mean((1, 2, 3), keepdim=True)
-    return (x - mean) * _column(p["contrast"]) + mean
+    x = (x - gray) * _column(p["saturation"], x) + gray if x.shape[1] > 1 else x
+    mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
+    return (x - mean) * _column(p["contrast"], x) + mean
 
 
 def _crop(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    _, _, h, w = x.shape
-    rows = torch.arange(h, device=x.device) + p["down"].view(-1, 1)
-    columns = torch.arange(w, device=x.device) + p["right"].view(-1, 1)
-    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[
-        :, None, None, :
-    ]
-    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    if len(rows) == 1:
-        moved = x[:, :, rows[0]][:, :, :, columns[0]]
-    else:
-        images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
-        moved = x[images, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-    return moved * inside
+    inside: Tensor | None = None
+    for axis, shift in enumerate(p["shift"].T):
+        side = x.shape[2 + axis]
+        places = torch.arange(side, device=x.device) + shift.view(-1, 1)
+        holds = _along(x, axis, (places >= 0) & (places < side))
+        inside = holds if inside is None else inside & holds
+        places = places.clamp(0, side - 1)
+        if len(places) == 1:
+            x = x.index_select(2 + axis, places[0])
+        else:
+            x = x.gather(2 + axis, _along(x, axis, places).expand(x.shape))
+    assert inside is not None
+    return x * inside
 
 
 def _cutout(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    rows = torch.arange(x.shape[2], device=x.device).view(1, -1)
-    columns = torch.arange(x.shape[3], device=x.device).view(1, -1)
-    top, left = p["top"].view(-1, 1), p["left"].view(-1, 1)
-    row = (rows >= top) & (rows < top + p["height"])
-    column = (columns >= left) & (columns < left + p["width"])
-    return x * ~(row[:, None, :, None] & column[:, None, None, :])
+    hole: Tensor | None = None
+    for axis, first in enumerate(p["first"].T):
+        places = torch.arange(x.shape[2 + axis], device=x.device).view(1, -1)
+        first = first.view(-1, 1)
+        covered = _along(
+            x, axis, (places >= first) & (places < first + p["length"][:, axis : axis + 1])
+        )
+        hole = covered if hole is None else hole & covered
+    assert hole is not None
+    return x * ~hole
 
 
 def _flip(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    return torch.where(_column(p["mirror"]), x.flip(-1), x)
+    return torch.where(_column(p["mirror"], x), x.flip(-1), x)
 
 
 def _affine(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    theta = p["theta"].to(x.dtype).expand(len(x), 2, 3)
+    theta = p["theta"].to(x.dtype).expand(len(x), -1, -1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 

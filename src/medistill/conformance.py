@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .backbones import ConvNet
+from .budget import Budget
 from .distill import distill, prepared
 from .errors import RunRefused, UsageError
 from .methods import Method, Task
 from .records import State, from_record, load_state, save_state, to_record
 from .rng import Rng
-from .sets import Budget, Card, RealSet, Splits, SyntheticSet, TaskKind, with_statistics
+from .sets import Card, RealSet, Splits, SyntheticSet, TaskKind, with_statistics
 
 Make = Callable[[], Method]
 Check = Callable[[Make], None]
@@ -47,7 +48,10 @@ def check_method(make: Make) -> None:
 def toy(
     kind: TaskKind = "multi-class", *, channels: int = 1, counts: tuple[int, ...] = (9, 12, 15)
 ) -> RealSet:
-    """Return a real set of 8x8 images: noise, and a bright band whose height is the class."""
+    """Return a real set of 8x8 images: noise, and a bright band whose height is the class.
+
+    In multi-label sets every third image is said to have the next class as well.
+    """
     generator = Rng(0).at("toy", channels)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     images = torch.randint(0, 120, (len(labels), channels, 8, 8), generator=generator)
@@ -55,6 +59,7 @@ def toy(
         image[:, 2 * label : 2 * label + 2] += 120
     if kind == "multi-label":
         labels = torch.nn.functional.one_hot(labels, len(counts))
+        labels[::3] |= labels[::3].roll(1, 1)
     card = Card("toy", kind, tuple(f"class {c}" for c in range(len(counts))), channels, (8, 8))
     part = RealSet(images.to(torch.uint8), labels, card)
     return with_statistics(Splits(part, part, part)).train
@@ -87,6 +92,17 @@ def check_tasks(make: Make) -> None:
         else:
             refused = _raises(UsageError, partial(distill, make(), task, seed=0, steps=1))
             _require(refused, f"an undeclared {kind} task ran; expected a UsageError")
+
+
+def check_unequal(make: Make) -> None:
+    """A budget dealt unequally gives each class its share; a small class may be taken whole."""
+    for budget in (
+        Budget(images=8, share="proportional"),
+        Budget(images=9, share="sqrt"),
+        Budget(ipc=4, small="whole"),
+    ):
+        real = toy(counts=(12, 3, 9))
+        _check_run(make(), Task(real, budget, ConvNet(depth=1, width=8)))
 
 
 def check_small_class(make: Make) -> None:
@@ -235,6 +251,7 @@ CHECKS: tuple[Check, ...] = (
     check_shapes,
     check_channels,
     check_tasks,
+    check_unequal,
     check_small_class,
     check_seed,
     check_global_generator,
@@ -268,7 +285,7 @@ def _check_run(method: Method, task: Task) -> None:
     """Check the sizes, types and labels of the set that a short run gives."""
     synthetic = distill(method, task, seed=0, steps=STEPS)
     images, labels, classes = synthetic.images, synthetic.labels, task.classes
-    found, m = tuple(images.shape), classes * task.ipc
+    found, m = tuple(images.shape), task.total
     expected = (m, *task.real.images.shape[1:])
     _require(found == expected, f"found images of shape {found}; expected {expected}")
     _require(images.dtype == torch.float32, f"found {images.dtype}; expected float32 images")
@@ -278,8 +295,11 @@ def _check_run(method: Method, task: Task) -> None:
     if task.real.card.task != "multi-label":
         whole = torch.allclose(labels.sum(1), torch.ones(m))
         _require(whole, "found labels with other sums; expected rows that sum to 1")
-        counts = labels.argmax(1).bincount(minlength=classes).tolist()
-        _require(counts == [task.ipc] * classes, f"found {counts}; expected {task.ipc} per class")
+        counts = tuple(labels.argmax(1).bincount(minlength=classes).tolist())
+        _require(counts == task.counts, f"found {counts} images by class; expected {task.counts}")
+    else:
+        _require(bool((labels.sum(1) > 1).any()), "found no image with two labels; expected some")
+        _require(bool(labels.any(0).all()), "found a label that no image has; expected all")
 
 
 def _check_kind(state: State, done: int) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .backbones import ConvNet
+from .budget import Budget
 from .data import load
 from .distill import Run, distill_to
 from .evaluate import evaluate_run
@@ -10,7 +11,6 @@ from .methods import Task
 from .methods.dm import DM
 from .records import Json
 from .report import report
-from .sets import Budget
 
 SOURCE = "phantom:classes=3,variation=0.3,n=600"
 IPC = 2

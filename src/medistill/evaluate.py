@@ -25,8 +25,9 @@ PROTOCOL = (
     "Each arm (synthetic, random real images of the same number, full training data) trains its "
     "students by one recipe. For each arm and backbone, pilot students with a seed of their own "
     "choose the learning rate and the number of steps by balanced accuracy on the validation "
-    "split (ties: lower cross-entropy). Full data is drawn with all classes equally often, as the "
-    "other arms hold them. The test split is read once by each student at the end."
+    "split (AUC where an image may have several labels; ties: lower loss). Full data is drawn with "
+    "all classes equally often (each image once where it may have several labels). The test split "
+    "is read once by each student at the end."
 )
 INTERVAL = (
     "95% t interval over students; each random student has its own draw of images. The interval "
@@ -56,8 +57,10 @@ class Evaluation:
             "students": sorted({row["backbone"] for row in self.rows}),
             "seeds": sorted({row["seed"] for row in self.rows}),
         }
+        # Ordered classes have one score more.
+        names = (*NAMES, "kappa") if "kappa" in self.rows[0] else NAMES
         for arm in ("synthetic", "random", "full"):
-            record[arm] = {name: _plain(score(self.scores(arm, name))) for name in NAMES}
+            record[arm] = {name: _plain(score(self.scores(arm, name))) for name in names}
         gaps = {
             name: gap_closed(*(self.scores(arm, name) for arm in ("synthetic", "random", "full")))
             for name in ("accuracy", "auc")

@@ -113,6 +113,51 @@ def finite(logits: Tensor) -> Tensor:
     return logits.double().masked_fill(~usable, 0.0)
 
 
+def quadratic_kappa(counts: Tensor) -> float:
+    """Return Cohen's kappa with quadratic weights of a confusion matrix [k, k]; nan of one class.
+
+    1 - sum_ij (i - j)^2 O_ij / sum_ij (i - j)^2 E_ij, E the product of the margins over n.
+    Source: Cohen, Psychological Bulletin 1968.
+
+    Example:
+        >>> quadratic_kappa(torch.tensor([[5, 0], [0, 5]]))
+        1.0
+    """
+    seen = counts.double()
+    place = torch.arange(len(seen), dtype=torch.float64)
+    weights = (place - place.unsqueeze(1)).square()
+    chance = (weights * seen.sum(1, keepdim=True) * seen.sum(0)).sum() / seen.sum()
+    return float(1 - (weights * seen).sum() / chance) if chance > 0 else float("nan")
+
+
+def evaluate_labels(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the scores of a multi-label task: the mean over labels of each one's own.
+
+    accuracy, balanced accuracy and F1 at a probability of one half, AUC, calibration error; for
+    `confusion` the matrices [k, 2, 2]. A label that all images have, or none, has no AUC.
+    Source: accuracy and AUC as Yang et al., Scientific Data 2023, score ChestMNIST.
+    Shapes: logits [n, k], labels {0, 1} [n, k].
+    """
+    logits, labels = finite(logits), labels.cpu()
+    two = torch.stack([torch.zeros_like(logits), logits], 2)  # softmax of these is the sigmoid
+    parts = [evaluate_logits(two[:, c], labels[:, c]) for c in range(labels.shape[1])]
+    scores: dict[str, Any] = {}
+    for name in NAMES:
+        known = [part[name] for part in parts if not math.isnan(part[name])]
+        scores[name] = math.fsum(known) / len(known) if known else float("nan")
+    return scores | {"confusion": [part["confusion"] for part in parts]}
+
+
+def evaluate_task(task: str, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the scores that fit a task; ordinal ones have `kappa` beside the others."""
+    if task == "multi-label":
+        return evaluate_labels(logits, labels)
+    scores = evaluate_logits(logits, labels)
+    if task == "ordinal":
+        scores["kappa"] = quadratic_kappa(torch.tensor(scores["confusion"]))
+    return scores
+
+
 def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return accuracy, balanced accuracy, AUC, macro F1, calibration error and confusion matrix.
 

@@ -11,7 +11,7 @@ from . import __version__
 from .backbones import Network, from_spec
 from .errors import DataError
 from .features import logits_of_set
-from .metrics import evaluate_logits
+from .metrics import evaluate_task
 from .records import Json, from_record, load_state, read_json, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, Recipe, SyntheticSet
@@ -63,7 +63,7 @@ def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
     check_kind(real.card, card)
     seen = dataclasses.replace(real.card, mean=recipe.mean, std=recipe.std)
     logits = logits_of_set(network, dataclasses.replace(real, card=seen))
-    scores = evaluate_logits(logits, real.labels)
+    scores = evaluate_task(real.card.task, logits, real.labels)
     return scores | {"auc": None if math.isnan(scores["auc"]) else scores["auc"]}
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from .errors import DataError, UsageError
 from .sets import RealSet, SyntheticSet
@@ -64,18 +64,19 @@ def real_beside_synthetic(
 ) -> Image.Image:
     """Draw, class by class, the first real images above the first synthetic ones.
 
-    A synthetic image with soft labels stands with its likeliest class; a class without images on
-    one side has no row there.
+    A synthetic image with soft labels stands with its likeliest class, one with several labels
+    with each; a class without images on one side has no row there.
     Raises: UsageError when `per_class` is below 1.
     """
     if per_class < 1:
         raise UsageError(f"found {per_class} images per class; expected at least 1")
-    owner = synthetic.labels.argmax(1)
+    top = F.one_hot(synthetic.labels.argmax(1), synthetic.labels.shape[1])
+    owned = synthetic.labels > 0.5 if real.labels.ndim == 2 else top
     rows = []
     for c, name in enumerate(real.card.classes):
         if len(first := _first(real, c, per_class)):
             rows.append((f"{name}\nreal", first))
-        made = (owner == c).nonzero().flatten()[:per_class]
+        made = owned[:, c].nonzero().flatten()[:per_class]
         if len(made):
             rows.append((f"{name}\nsynthetic", synthetic.images[made]))
     return sheet(rows)
@@ -89,8 +90,7 @@ def class_sheet(real: RealSet, per_class: int = 10) -> Image.Image:
 
 def _first(real: RealSet, c: int, count: int) -> Tensor:
     """Return the first images of a class, in [0, 1]."""
-    of_class = real.labels[:, c] == 1 if real.labels.ndim == 2 else real.labels == c
-    return real.images[of_class.nonzero().flatten()[:count]].float() / 255
+    return real.images[real.by_class[c][:count].to(real.device)].float() / real.full
 
 
 def _flat(label: str, images: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _flat(label: str, images: Tensor) -> Tensor:
 def _tiles(images: Tensor, scale: int | None) -> Iterator[Image.Image]:
     side = max(images.shape[-2:])
     if scale is None and side > LARGEST_PX:
-        images = functional.avg_pool2d(images, math.ceil(side / LARGEST_PX), ceil_mode=True)
+        images = F.avg_pool2d(images, math.ceil(side / LARGEST_PX), ceil_mode=True)
     times = scale or max(1, READABLE_PX // side)
     pixels = images.mul(255).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(times, -2).repeat_interleave(times, -1)

@@ -1,27 +1,34 @@
-"""The types that flow: real sets and their splits, budgets, recipes and synthetic sets."""
+"""The types that flow: real sets and their splits, recipes and synthetic sets."""
 
 import copy
 import dataclasses
 import hashlib
-import itertools
 import math
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import DataError, RunRefused, UsageError
+from .errors import DataError, UsageError
+from .pixels import normalize, tiles_of
 from .records import Json, canonical, from_record, load_state, save_state, to_record
 
+FULL = {torch.uint8: 255, torch.uint16: 65535}  # what is stored for intensity 1
 BLOCK = 1024  # images read at once where a whole set is
 TaskKind = Literal["binary", "multi-class", "ordinal", "multi-label"]
 Start = Literal["noise", "real", "class-mean"]
+Loss = Literal["cross-entropy", "ordinal", "binary-cross-entropy"]
+LOSSES: dict[TaskKind, Loss] = {
+    "binary": "cross-entropy",
+    "multi-class": "cross-entropy",
+    "ordinal": "ordinal",
+    "multi-label": "binary-cross-entropy",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Card:
 
     mean and std are per channel, on intensities in [0, 1]; `normalization` says where they come
     from. `flips` is False where a mirrored image changes its class (left and right organs).
+    `intensity` is the rule by which stored values became intensities: all sites must follow it.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Card:
     citation: str = ""
     url: str = ""
     flips: bool = True
+    intensity: str = ""
     digest: str = ""
 
 
@@ -52,10 +61,11 @@ class Card:
 class RealSet:
     """One split of a real dataset, as stored.
 
-    Shapes: images uint8 [n, c, h, w] or [n, c, d, h, w]; labels int64 [n], or {0, 1} [n, k] for
-    multi-label tasks; groups int64 [n] of patients (or identical images), or None. `file` is the
-    map of a file that the images lie in, if they do: its pages are given back after each read, so
-    that a set larger than the memory never fills it.
+    Shapes: images uint8 or uint16 [n, c, h, w] or [n, c, d, h, w], 0 to 255 or 65535 for
+    intensities 0 to 1; labels int64 [n], or {0, 1} [n, k] for multi-label tasks; groups int64 [n]
+    of patients (or identical images), or None; facts: what else is known of each image, as numbers
+    [n], by name. `file` is the map of a file that the images lie in, if they do: its pages are
+    given back after each read, so that a set larger than the memory never fills it.
     Raises: DataError when shapes, types or labels do not fit the card.
     """
 
@@ -63,14 +73,15 @@ class RealSet:
     labels: Tensor
     card: Card
     groups: Tensor | None = None
+    facts: dict[str, Tensor] = field(default_factory=dict)
     file: mmap.mmap | None = None
 
     def __post_init__(self) -> None:
         shape = (self.card.channels, *self.card.shape)
-        if self.images.dtype != torch.uint8 or tuple(self.images.shape[1:]) != shape:
+        if self.images.dtype not in FULL or tuple(self.images.shape[1:]) != shape:
             raise DataError(
                 f"{self.card.name}: found images {self.images.dtype} {tuple(self.images.shape)}; "
-                f"expected uint8 of shape (n, {', '.join(map(str, shape))})"
+                f"expected uint8 or uint16 of shape (n, {', '.join(map(str, shape))})"
             )
         if len(self.labels) != len(self.images):
             raise DataError(
@@ -102,9 +113,19 @@ class RealSet:
 
     @cached_property
     def by_class(self) -> list[Tensor]:
-        """Positions of each class's images, in order, int64, in the machine's own memory."""
+        """Positions of each class's images, in order, int64, in the machine's own memory.
+
+        In multi-label tasks an image stands with each of its classes.
+        """
         labels = self.labels.cpu()
-        return [(labels == c).nonzero().flatten() for c in range(len(self.card.classes))]
+        count = len(self.card.classes)
+        has = labels.T == 1 if labels.ndim == 2 else labels == torch.arange(count).view(-1, 1)
+        return [row.nonzero().flatten() for row in has]
+
+    @property
+    def full(self) -> int:
+        """The stored number that stands for intensity 1: 255, or 65535 for 16 bits."""
+        return FULL[self.images.dtype]
 
     @cached_property
     def digest(self) -> str:
@@ -116,9 +137,9 @@ class RealSet:
         return total.hexdigest()
 
     def normalized(self, index: Tensor) -> Tensor:
-        """Draw images as float32, (x / 255 - mean) / std per channel."""
+        """Draw images as float32, (x / full - mean) / std per channel."""
         # Contiguous, for sets read in other ways have other strides, and so other last bits.
-        images = self.images[index.to(self.device)].contiguous().float().div_(255)
+        images = self.images[index.to(self.device)].contiguous().float().div_(self.full)
         self._give_back()
         return normalize(images, self.card.mean, self.card.std)
 
@@ -126,7 +147,8 @@ class RealSet:
         """Return the set of the images at `index`, copied into memory as they are stored."""
         where = index.to(self.device)
         groups = None if self.groups is None else self.groups[index]
-        part = RealSet(self.images[where], self.labels[where], self.card, groups)
+        facts = {name: values[index] for name, values in self.facts.items()}
+        part = RealSet(self.images[where], self.labels[where], self.card, groups, facts)
         self._give_back()
         return part
 
@@ -154,51 +176,13 @@ class Splits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much may be synthesized: images per class, images in all, or bytes; exactly one.
-
-    Raises: UsageError when none or several are given, or the number is below 1.
-    """
-
-    ipc: int | None = None
-    images: int | None = None
-    bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        if len(given) != 1:
-            raise UsageError(
-                f"found a budget of {given or 'nothing'}; expected one of ipc, images, bytes"
-            )
-        name, number = next(iter(given.items()))
-        if number < 1:
-            raise UsageError(f"found {name} {number}; expected at least 1")
-
-    def per_class(self, card: Card) -> int:
-        """Return the images per class that the budget allows (uint8 pixels for bytes).
-
-        Raises: RunRefused when it does not reach for one image of each class.
-        """
-        if self.ipc is not None:
-            return self.ipc
-        pixels = card.channels
-        for side in card.shape:
-            pixels *= side
-        total = self.images if self.images is not None else (self.bytes or 0) // pixels
-        if total < len(card.classes):
-            raise RunRefused(
-                f"found a budget of {total} images for {len(card.classes)} classes; "
-                "expected at least one image per class: raise the budget"
-            )
-        return total // len(card.classes)
-
-
-@dataclass(frozen=True)
 class Recipe:
     """All that a receiver needs to train on a set: normalization, optimizer, length, backbone.
 
     Training makes `stop` steps of a schedule of `steps` steps (the rate falls tenfold at its
     half); a step takes `batch` images. `backbone` and `augmentation` are records of their specs.
+    `loss` fits the task: cross-entropy, that with labels softened by distance for ordered classes,
+    or a binary one for each class. `intensity` is the card's rule for intensities.
     With `factor` f above 1 each stored image is f x f tiles that `tiles_of` makes whole images of.
     """
 
@@ -213,8 +197,9 @@ class Recipe:
     steps: int = 1000
     stop: int = 1000
     batch: int = 256
-    loss: Literal["cross-entropy"] = "cross-entropy"
+    loss: Loss = "cross-entropy"
     factor: int = 1
+    intensity: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,7 +223,8 @@ class SyntheticSet:
     """A distilled set: intensities as the data's [0, 1] (not clamped), labels of every class.
 
     Shapes: images float32 [m, c, h, w] or [m, c, d, h, w], before normalization by recipe.mean
-    and recipe.std; labels float32 [m, k], one-hot or soft, rows sum to 1.
+    and recipe.std; labels float32 [m, k], one-hot or soft, rows sum to 1 (in multi-label tasks
+    each number is that of its own class, 0 to 1).
     """
 
     images: Tensor
@@ -309,64 +295,6 @@ def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Ca
     )
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Shift and scale intensities per channel, in place: (x - mean) / std."""
-    return images.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
-
-
-def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Undo `normalize` into a new tensor: x std + mean."""
-    return images * _per_channel(std, images) + _per_channel(mean, images)
-
-
-def tiles_of(images: Tensor, factor: int) -> Tensor:
-    """Cut each image into factor x factor tiles and enlarge each to the size of the whole.
-
-    Tiles are as equal as whole pixels allow and are enlarged (bi- or trilinearly) by the same
-    rule for every site. Tiles of one image follow each other, row by row.
-    Source: multi-formation, Kim et al., ICML 2022, arXiv 2205.14959, section 4.1. Departure: no
-    padding where the sides cannot be divided.
-    Shapes: [m, c, h, w] -> [m factor^2, c, h, w]; volumes [m, c, d, h, w] -> [m factor^3, ...].
-
-    Example:
-        >>> tiles_of(torch.arange(4.0).view(1, 1, 2, 2), 2)[:, 0, 0, 0].tolist()
-        [0.0, 1.0, 2.0, 3.0]
-    """
-    if factor == 1:
-        return images
-    parts = [images]
-    for axis in range(2, images.ndim):
-        parts = [tile for part in parts for tile in part.tensor_split(factor, axis)]
-    mode = "bilinear" if images.ndim == 4 else "trilinear"
-    whole = [F.interpolate(part, images.shape[2:], mode=mode) for part in parts]
-    return torch.stack(whole, 1).flatten(0, 1)
-
-
-def mosaic_of(images: Tensor, factor: int) -> Tensor:
-    """Shrink images by averaging and lay factor x factor of them into each mosaic.
-
-    The other way round from `tiles_of`, which makes blurred copies of the images of it.
-    Shapes: [m factor^2, c, h, w] -> [m, c, h, w]; volumes [m factor^3, c, d, h, w] likewise.
-    """
-    shape = images.shape[2:]
-    lines = [torch.arange(side).tensor_split(factor) for side in shape]
-    places = list(itertools.product(*lines))
-    groups = images.unflatten(0, (-1, len(places)))
-    mosaics = torch.empty_like(groups[:, 0])
-    for number, place in enumerate(places):
-        size = [len(line) for line in place]
-        where = tuple(slice(int(line[0]), int(line[-1]) + 1) for line in place)
-        mosaics[slice(None), slice(None), *where] = F.interpolate(
-            groups[:, number], size, mode="area"
-        )
-    return mosaics
-
-
-def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
-    shape = (1, -1, *[1] * (images.ndim - 2))
-    return torch.tensor(values, device=images.device).view(shape)
-
-
 def with_statistics(splits: Splits) -> Splits:
     """Fill every card with the digest of the data and the mean and std of the training split.
 
@@ -377,7 +305,7 @@ def with_statistics(splits: Splits) -> Splits:
     total = torch.zeros(train.card.channels, dtype=torch.float64)
     squares = total.clone()
     for block in train.blocks():
-        values = block.double().div_(255)
+        values = block.double().div_(train.full)
         total += values.sum(axes)
         squares += values.square_().sum(axes)
     count = train.images.numel() // train.card.channels

@@ -15,7 +15,7 @@ from .errors import DataError
 from .optim import Tensors, sgd_
 from .records import State, from_record
 from .rng import Rng
-from .sets import Card, RealSet, Recipe, SyntheticSet
+from .sets import Card, Loss, RealSet, Recipe, SyntheticSet
 
 OnMark = Callable[[int, float], None]
 CPU = torch.device("cpu")
@@ -51,7 +51,8 @@ def balanced_index(real: RealSet) -> Tensor:
     """Return positions in which every class stands as often as the largest one.
 
     Images of smaller classes are repeated, so that a student of all real images starts from the
-    same even prior as a student of a set with equally many images per class.
+    same even prior as a student of a set with equally many images per class. Multi-label images
+    have no class of their own: each stands once.
 
     Example:
         >>> from medistill import load
@@ -59,6 +60,8 @@ def balanced_index(real: RealSet) -> Tensor:
         >>> len(balanced_index(real)) == 2 * max(map(len, real.by_class))
         True
     """
+    if real.labels.ndim == 2:
+        return torch.arange(len(real))
     largest = max(map(len, real.by_class))
     numbers = torch.arange(largest)
     return torch.cat([members[numbers % len(members)] for members in real.by_class])
@@ -97,10 +100,39 @@ def check_kind(found: Card, expected: Card) -> None:
             )
 
 
+def losses(kind: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss [n] of each image's logits [n, k], by a recipe's kind of loss.
+
+    cross-entropy: labels are class numbers int64 [n] or weights [n, k].
+    ordinal: cross-entropy with label y spread to exp(-(y - j)^2) / sum_j exp(-(y - j)^2), so that a
+    miss by one class costs less than a miss by two.
+    binary-cross-entropy: the mean over classes of each class's own, labels in [0, 1] [n, k].
+    Source of ordinal: Diaz and Marathe, CVPR 2019, equation 1, with squared distance.
+
+    Example:
+        >>> near, far = losses("ordinal", torch.eye(3)[[1, 2]] * 9, torch.tensor([0, 0]))
+        >>> bool(near < far)
+        True
+    """
+    if kind == "cross-entropy":
+        return F.cross_entropy(logits, labels, reduction="none")
+    if kind == "binary-cross-entropy":
+        each = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+        return each.mean(1)
+    place = torch.arange(logits.shape[1], device=logits.device, dtype=logits.dtype)
+    spread = (-(place - place.unsqueeze(1)).square()).softmax(1)
+    soft = spread[labels] if labels.ndim == 1 else labels @ spread
+    return F.cross_entropy(logits, soft, reduction="none")
+
+
 def gradient(
-    network: Network, images: Tensor, labels: Tensor, compute: Compute = PLAIN
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    compute: Compute = PLAIN,
+    loss: Loss = "cross-entropy",
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return the gradient of the mean cross-entropy in all parameters, and the loss.
+    """Return the gradient of the mean loss in all parameters, and the loss.
 
     The sum over blocks of images equals the whole batch to float rounding and stays in the cache;
     networks that mix the images of a batch see it whole. Images that fill up a block weigh nothing.
@@ -110,28 +142,33 @@ def gradient(
     weights = images.new_full((len(images),), 1 / len(images))
     run = compute.path(_loss)
     total: tuple[Tensor, ...] | None = None
-    loss = weights.new_zeros(())
+    value = weights.new_zeros(())
     for block in compute.blocks(images, labels, weights, whole=network.mixes_images):
-        part = run(network, compute.dtype, *block)
+        part = run(network, compute.dtype, loss, *block)
         gradients = torch.autograd.grad(part, parameters)
-        loss += part.detach()
+        value += part.detach()
         if total is None:
             total = gradients
         else:
             torch._foreach_add_(total, gradients)
     assert total is not None
-    return total, loss
+    return total, value
 
 
 def _loss(
-    network: Network, dtype: torch.dtype, images: Tensor, labels: Tensor, weights: Tensor
+    network: Network,
+    dtype: torch.dtype,
+    kind: Loss,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
 ) -> Tensor:
     if dtype == torch.float32:
         logits = network(images)
     else:
         parameters = _rounded(dict(network.named_parameters()), _norms(network), dtype)
         logits = functional_call(network, parameters, (images.to(dtype),)).float()
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    return (losses(kind, logits, labels) * weights).sum()
 
 
 def _rounded(parameters: State, norms: set[str], dtype: torch.dtype) -> State:
@@ -179,7 +216,7 @@ def fit(
     loss = torch.tensor(torch.nan)
     for step in range(recipe.stop):
         images, labels = _batch(data, recipe, augmentation, step, rng)
-        gradients, loss = gradient(network, images, labels, compute)
+        gradients, loss = gradient(network, images, labels, compute, recipe.loss)
         _move(parameters, gradients, velocity, recipe, step)
         if on_mark is not None and step + 1 in marks:
             on_mark(step + 1, float(loss))
@@ -232,25 +269,30 @@ def fit_together(
     }
     velocity = [torch.zeros_like(p) for p in stacked.values()]
     run = compute.path(_losses)
-    losses = torch.full((len(networks),), torch.nan)
+    last = torch.full((len(networks),), torch.nan)
     for step in range(recipe.stop):
         pairs = zip(data, rngs, strict=True)
         drawn = [_batch(one, recipe, augmentation, step, rng) for one, rng in pairs]
         images, labels = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
-        losses = run(networks[0], compute.dtype, stacked, images, labels)
-        gradients = torch.autograd.grad(losses.sum(), tuple(stacked.values()))
+        last = run(networks[0], compute.dtype, recipe.loss, stacked, images, labels)
+        gradients = torch.autograd.grad(last.sum(), tuple(stacked.values()))
         _move(tuple(stacked.values()), gradients, velocity, recipe, step)
     with torch.no_grad():
         for number, state in enumerate(states):
             for name, parameter in state.items():
                 parameter.copy_(stacked[name][number])
-    return losses.tolist()
+    return last.tolist()
 
 
 def _losses(
-    network: Network, dtype: torch.dtype, stacked: State, images: Tensor, labels: Tensor
+    network: Network,
+    dtype: torch.dtype,
+    kind: Loss,
+    stacked: State,
+    images: Tensor,
+    labels: Tensor,
 ) -> Tensor:
-    """Return the mean cross-entropy [s] of s networks, each on images of its own."""
+    """Return the mean loss [s] of s networks, each on images of its own."""
     norms = _norms(network)
 
     def loss(parameters: State, images: Tensor, labels: Tensor) -> Tensor:
@@ -262,7 +304,7 @@ def _losses(
         # Not through the network, which asks for an order of memory that vmap does not know.
         maps = functional_call(network.body, body, (images.to(dtype),))
         logits = functional_call(network.head, head, (maps.flatten(1),))
-        return F.cross_entropy(logits.float(), labels)
+        return losses(kind, logits.float(), labels).mean()
 
     found: Tensor = torch.vmap(loss)(stacked, images, labels)
     return found

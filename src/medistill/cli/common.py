@@ -93,6 +93,8 @@ def extra_fields(arguments: list[str]) -> dict[str, Any]:
 def scores_text(record: dict[str, Any]) -> str:
     """Return the score table of an evaluation for the terminal, in percent."""
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC", "f1": "F1"}
+    if "kappa" in record["full"]:
+        names["kappa"] = "kappa"
     lines = [" " * 11 + "".join(f"{title:>22}" for title in names.values())]
     for arm in ("random", "synthetic", "full"):
         cells = "".join(f"{interval_text(record[arm][name]):>22}" for name in names)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,7 +36,22 @@ Name = Annotated[
         "a sketch unless given."
     ),
 ]
-Ipc = Annotated[int, typer.Option(help="Images per class.")]
+Ipc = Annotated[
+    int | None,
+    typer.Option(help="Images per class, the mean where --budget is unequal; 10 unless given."),
+]
+Images = Annotated[
+    int | None, typer.Option(help="Images in all, in place of --ipc: for multi-label tasks.")
+]
+Bytes = Annotated[int | None, typer.Option(help="Bytes of 8-bit pixels in all, in place of --ipc.")]
+Dealt = Annotated[
+    Literal["equal", "proportional", "sqrt"],
+    typer.Option(help="Images of a class: as many as of any, or by the (root of) its real ones."),
+]
+SmallClass = Annotated[
+    Literal["refuse", "whole"],
+    typer.Option(help="A class with fewer real images than its share: refused, or taken whole."),
+]
 BackboneName = Annotated[
     str, typer.Option(help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm.")
 ]
@@ -59,6 +74,7 @@ NoFlip = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 
 SKETCH = ".sketch"
+IPC = 10
 SHOWN = ("method", "ipc", "images", "seconds", "peak_memory_bytes", "bytes")
 
 
@@ -68,7 +84,11 @@ def distill(
     source: Source,
     out: Out,
     method: Name = None,
-    ipc: Ipc = 10,
+    ipc: Ipc = None,
+    images: Images = None,
+    bytes: Bytes = None,
+    budget: Dealt = "equal",
+    small: SmallClass = "refuse",
     backbone: OwnBackbone = None,
     steps: Steps = None,
     paper: Paper = False,
@@ -85,22 +105,22 @@ def distill(
 ) -> None:
     """Distill a dataset into a few synthetic images per class.
 
-    Settings of the method are flags too: --lr-images 0.5 --start real --iterations 1000. Wrong
-    names are answered with the right ones. Images start from noise unless --start real or --paper
-    is given. Ctrl-C leaves a run that goes on with --resume.
+    Settings of the method are flags too: --lr-images 0.5 --start real. Images start from noise
+    unless --start real or --paper is given. Ctrl-C leaves a run that goes on with --resume.
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
+    from ..budget import Budget
     from ..compute import Compute, find_device
     from ..data import load
     from ..distill import Run, distill_to
     from ..errors import UsageError
     from ..methods import Task
-    from ..sets import Budget
     from ..sketch import Sketch
 
     fields = extra_fields(context.args)
-    budget, student = Budget(ipc=ipc), _student(backbone)
+    ipc = IPC if ipc is images is bytes is None else ipc
+    spent, student = Budget(ipc, images, bytes, budget, small), _student(backbone)
     if steps is not None and steps < 1:
         raise UsageError(f"found --steps {steps}; expected at least 1")
     augmentation = read_augmentation(augment, no_flip)
@@ -111,17 +131,20 @@ def distill(
     else:
         real, student = held.without_images(), student if backbone else held.backbone
     real, compute = real.to(find_device(device)), Compute(precision)
-    task = Task(real, budget, student, augmentation, compute, held)
+    task = Task(real, spent, student, augmentation, compute, held)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
     record = distill_to(out, run, resume=resume, cache=cache_folder(), compiling=compile)
-    emit(
-        {"run": str(out), **{name: record[name] for name in SHOWN}},
+    shown = {"run": str(out), **{name: record[name] for name in SHOWN}}
+    emit(shown, _told(record, out, "SOURCE" if held else source), as_json)
+
+
+def _told(record: dict[str, Any], out: Path, source: str) -> str:
+    return (
         f"{record['images']} images in {out} after {record['steps_done']} steps, "
         f"{record['seconds']:.0f} s; look at {out / 'sheet.png'}\n"
-        f"next: medistill evaluate {out} --data '{'SOURCE' if held else source}'",
-        as_json,
+        f"next: medistill evaluate {out} --data '{source}'"
     )
 
 

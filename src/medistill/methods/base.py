@@ -1,6 +1,7 @@
 """What a method is, and what all of them share: the task, the starts, the update of images."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -12,12 +13,14 @@ from torch import Tensor
 from .. import __version__
 from ..augment import Augmentation
 from ..backbones import Backbone, Network, to_spec
+from ..budget import Budget
 from ..compute import PLAIN, Compute
 from ..errors import DataError, RunRefused, UsageError
 from ..optim import sgd_
+from ..pixels import denormalize
 from ..records import Json, State, to_record
 from ..rng import Rng
-from ..sets import Budget, Origin, RealSet, Recipe, Start, SyntheticSet, TaskKind, denormalize
+from ..sets import LOSSES, Origin, RealSet, Recipe, Start, SyntheticSet, TaskKind
 from ..sketch import Sketch
 
 Log = dict[str, float]
@@ -30,8 +33,8 @@ class Task:
     Where there is a `sketch`, `real` holds no images, only their card. `prepared` holds what the
     method's own `prepare` returned. There is no other split here, so a method cannot look at test
     images. Flips are left out where the card says that a mirrored image would have another class.
-    Raises: RunRefused when a class has fewer images than the budget asks for (multi-label images
-    have no class of their own to count).
+    Raises: RunRefused when a class has fewer images than its share of the budget and is not to be
+    taken whole; DataError when a sketch has no image of a class.
     """
 
     real: RealSet
@@ -45,28 +48,33 @@ class Task:
     def __post_init__(self) -> None:
         if not self.real.card.flips:
             object.__setattr__(self, "augmentation", self.augmentation.without_flips())
-        if self.real.card.task == "multi-label":
-            return
-        counts = [len(members) for members in self.real.by_class]
         if self.sketch is not None:
-            counts = self.sketch.counts.tolist()
-        for name, count in zip(self.real.card.classes, counts, strict=True):
-            if self.sketch is not None and not count:
-                raise DataError(
-                    f"found no image of class {name!r} in the sketch; expected some of each "
-                    "class: merge it with a sketch that has them"
-                )
-            if count < self.ipc:
-                raise RunRefused(
-                    f"found {count} training images of class {name!r} in "
-                    f"{self.real.card.name}; expected at least {self.ipc} (images per class): "
-                    "lower --ipc or add images"
-                )
+            for name, count in zip(self.real.card.classes, self.sketch.counts, strict=True):
+                if not count:
+                    raise DataError(
+                        f"found no image of class {name!r} in the sketch; expected some of each "
+                        "class: merge it with a sketch that has them"
+                    )
+        _ = self.counts if self.real.card.task != "multi-label" else self.total
 
     @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Synthetic images of each class; nothing in a multi-label task."""
+        card = self.real.card
+        if card.task == "multi-label":
+            return ()
+        present = [len(members) for members in self.real.by_class]
+        return self.budget.counts(card, self.sketch.counts.tolist() if self.sketch else present)
+
+    @cached_property
+    def total(self) -> int:
+        """Synthetic images in all."""
+        return sum(self.counts) or self.budget.total(self.real.card)
+
+    @property
     def ipc(self) -> int:
-        """Images per class."""
-        return self.budget.per_class(self.real.card)
+        """Images per class, the mean over classes rounded."""
+        return max(1, round(self.total / self.classes))
 
     def network(self, generator: torch.Generator) -> Network:
         """Return a fresh network of the backbone, where the real images lie."""
@@ -147,13 +155,21 @@ def recipe_of(task: Task, augmentation: Augmentation | None = None) -> Recipe:
         std=task.real.card.std,
         backbone=to_spec(task.backbone),
         augmentation=to_record(augmentation or task.augmentation),
+        loss=LOSSES[task.real.card.task],
+        intensity=task.real.card.intensity,
     )
 
 
 def one_hot(task: Task) -> Tensor:
-    """Return labels float32 [m, k] of `ipc` images for each class, class by class."""
-    numbers = torch.arange(task.classes).repeat_interleave(task.ipc)
+    """Return labels float32 [m, k] of each class's images, class by class."""
+    numbers = torch.arange(task.classes).repeat_interleave(torch.tensor(task.counts))
     return F.one_hot(numbers, task.classes).float().to(task.real.device)
+
+
+def labels_at(real: RealSet, index: Tensor) -> Tensor:
+    """Return the labels float32 [m, k] of real images."""
+    labels = real.labels[index.to(real.device)]
+    return (labels if labels.ndim == 2 else F.one_hot(labels, len(real.card.classes))).float()
 
 
 def pick(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -163,42 +179,78 @@ def pick(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return members[torch.randint(len(members), (count,), generator=generator)]
 
 
+def choose(real: RealSet, counts: Sequence[int], total: int, generator: torch.Generator) -> Tensor:
+    """Return positions of real images at random: `counts` of each class, class by class.
+
+    Multi-label images, `total` of them, are drawn one by one from the class that has been drawn
+    least (images of no class count as one more); each image once while there are enough.
+    """
+    if real.labels.ndim == 1:
+        pairs = zip(real.by_class, counts, strict=True)
+        return torch.cat([pick(members, count, generator) for members, count in pairs])
+    labels = torch.cat([real.labels.cpu(), real.labels.cpu().sum(1, keepdim=True) == 0], 1)
+    labels = labels[:, labels.any(0)].double()
+    order = torch.randperm(len(labels), generator=generator)
+    labels, chosen, seen = labels[order], [], torch.zeros(labels.shape[1], dtype=torch.float64)
+    free = torch.ones(len(labels), dtype=torch.bool)
+    for _ in range(total):
+        if not free.any():
+            free[:] = True
+        open_ = labels[free].any(0)
+        least = int(seen.masked_fill(~open_, torch.inf).argmin())
+        place = int((free & (labels[:, least] == 1)).nonzero()[0])
+        free[place] = False
+        seen += labels[place]
+        chosen.append(int(order[place]))
+    return torch.tensor(chosen)
+
+
 def started(task: Task, start: Start, rng: Rng, each: int = 1) -> State:
     """Return images [m each, c, ...] at their start, labels [m, k], velocity and the step counter.
 
     noise: N(0, 1) on normalized images; real: random real images of the class; class-mean: the
     mean image of the class plus a tenth of its standard deviation per pixel times N(0, 1), so
-    that the images of a class differ and can part.
-    Raises: UsageError when the start has another name.
+    that the images of a class differ and can part. In multi-label tasks the labels are those of
+    real images, drawn by `choose`, whatever the images start from.
+    Raises: UsageError when the start has another name, or images have no class to take a mean of.
     """
     generator = rng.at("start")
-    count = task.ipc * each
-    shape = (task.classes * count, task.real.card.channels, *task.real.card.shape)
+    real, counts = task.real, [count * each for count in task.counts]
+    several = real.card.task == "multi-label"
+    index = choose(real, counts, task.total, generator) if start == "real" or several else None
     if start == "noise":
-        images = torch.randn(shape, generator=generator).to(task.real.device)
+        shape = (task.total * each, real.card.channels, *real.card.shape)
+        images = torch.randn(shape, generator=generator).to(real.device)
     elif start == "real":
-        index = [pick(members, count, generator) for members in task.real.by_class]
-        images = task.real.normalized(torch.cat(index))
-    elif start == "class-mean":
-        parts = []
-        for name, members in zip(task.real.card.classes, task.real.by_class, strict=True):
-            if len(members) < 2:
-                raise RunRefused(
-                    f"found 1 training image of class {name!r}; expected 2 or more, because the "
-                    "mean of one is that image: start from noise or add images"
-                )
-            spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
-            noise = torch.randn((count, *mean.shape), generator=generator)
-            parts.append(mean + 0.1 * spread.sqrt() * noise.to(task.real.device))
-        images = torch.cat(parts)
+        assert index is not None
+        images = real.normalized(index)
+    elif start == "class-mean" and not several:
+        images = _near_means(task, counts, generator)
     else:
-        raise UsageError(f"found start {start!r}; expected noise, real or class-mean")
+        known = "noise or real" if several else "noise, real or class-mean"
+        raise UsageError(f"found start {start!r}; expected {known}")
     return {
         "images": images,
-        "labels": one_hot(task),
+        "labels": labels_at(real, index) if several and index is not None else one_hot(task),
         "velocity": torch.zeros_like(images),
         "step": torch.zeros((), dtype=torch.int64),
     }
+
+
+def _near_means(task: Task, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return so many images near the mean of each class."""
+    parts = []
+    classes = zip(task.real.card.classes, task.real.by_class, counts, strict=True)
+    for name, members, count in classes:
+        if len(members) < 2:
+            raise RunRefused(
+                f"found 1 training image of class {name!r}; expected 2 or more, because the "
+                "mean of one is that image: start from noise or add images"
+            )
+        spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
+        noise = torch.randn((count, *mean.shape), generator=generator)
+        parts.append(mean + 0.1 * spread.sqrt() * noise.to(task.real.device))
+    return torch.cat(parts)
 
 
 def moved(state: State, gradient: Tensor, *, lr: float, momentum: float) -> State:
@@ -212,7 +264,7 @@ def selected(task: Task, index: Tensor) -> State:
     """Return the state of a method that chooses real images: it is finished at once."""
     return {
         "images": task.real.normalized(index),
-        "labels": one_hot(task),
+        "labels": labels_at(task.real, index),
         "index": index,
         "step": torch.zeros((), dtype=torch.int64),
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..features import extract, extract_fast, fixed
 from ..progress import progress
 from ..records import Json, State
 from ..rng import Rng
-from ..sets import Card, Start
+from ..sets import Card, Start, TaskKind
 from .base import Log, Method, Task, moved, pick, started
 
 KEPT = 64  # networks of a bank that stay in memory between steps
@@ -29,9 +29,11 @@ class DM(Method):
     a fresh draw for each class in each step (equation 5)
     Source: Zhao and Bilen, WACV 2023, arXiv 2110.04181.
     Departures: images start from noise unless told otherwise (paper: real images); all classes
-    pass the network in one call. `bank` networks, each with one draw for all classes, take the
-    place of fresh ones: the means of the whole real set under them are computed once, and a step
-    costs the synthetic images alone (0: fresh networks and 256 real images, as in the paper).
+    pass the network in one call. In multi-label tasks, which the paper has not, c runs over the
+    labels, T_c and S_c are the images that have it, and one draw serves all. `bank` networks, each
+    with one draw for all classes, take the place of fresh ones: the means of the whole real set
+    under them are computed once, and a step costs the synthetic images alone (0: fresh networks
+    and 256 real images, as in the paper).
     """
 
     iterations: int = 20_000
@@ -42,6 +44,7 @@ class DM(Method):
     start: Start = "noise"
     name: ClassVar[str] = "dm"
     paper: ClassVar[str] = "arXiv 2110.04181"
+    tasks: ClassVar[tuple[TaskKind, ...]] = get_args(TaskKind)
 
     def steps(self, task: Task) -> int:
         """Return the iterations."""
@@ -89,13 +92,13 @@ class DM(Method):
         else:
             at = rng.child("step", step)
             network = fixed(task.network(at.at("network")))
-            draws = [
-                task.augmentation.draw(1, task.real.card.shape, at.at("augment", c))
-                for c in range(task.classes)
-            ]
+            shape = task.real.card.shape
+            # An image with several labels is seen once, so all of them share its draw.
+            names = range(task.classes) if task.counts else [0] * task.classes
+            draws = [task.augmentation.draw(1, shape, at.at("augment", c)) for c in names]
             means = real_means(network, task, draws, self.batch_real, at)
         images = state["images"].clone().requires_grad_()
-        loss = gap(class_means(network, images, task, draws), means)
+        loss = gap(class_means(network, images, state["labels"], task, draws), means)
         (gradient,) = torch.autograd.grad(loss, images)
         state = moved(state, gradient, lr=self.lr_images, momentum=self.momentum)
         return state, {"loss": float(loss.detach())}
@@ -132,11 +135,19 @@ def real_means(network: Network, task: Task, draws: list[Draw], batch: int, rng:
     return torch.stack([part.mean(0) for part in parts])
 
 
-def class_means(network: Network, images: Tensor, task: Task, draws: list[Draw]) -> Tensor:
-    """Return the mean features [k, d] of the synthetic images of each class."""
+def class_means(
+    network: Network, images: Tensor, labels: Tensor, task: Task, draws: list[Draw]
+) -> Tensor:
+    """Return the mean features [k, d] of the synthetic images of each class.
+
+    A label that no image has gets a mean of 0 and no gradient.
+    """
+    if not task.counts:
+        features = extract(network, task.augmentation.apply(images, draws[0]), task.compute)
+        return labels.T @ features / labels.sum(0).clamp_min(1).unsqueeze(1)
     parts = [
         task.augmentation.apply(part, draw)
-        for part, draw in zip(images.split(task.ipc), draws, strict=True)
+        for part, draw in zip(images.split(task.counts), draws, strict=True)
     ]
     features = extract(network, torch.cat(parts), task.compute)
-    return torch.stack([part.mean(0) for part in features.split(task.ipc)])
+    return torch.stack([part.mean(0) for part in features.split(task.counts)])

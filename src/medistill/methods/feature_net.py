@@ -39,8 +39,8 @@ class FeatureSelection(Method):
 
     def init(self, task: Task, rng: Rng) -> State:
         """Choose class by class."""
-        pairs = zip(task.real.by_class, class_features(task), strict=True)
-        chosen = [members[self.choose(features, task.ipc)] for members, features in pairs]
+        parts = zip(task.real.by_class, class_features(task), task.counts, strict=True)
+        chosen = [members[self.choose(features, count)] for members, features, count in parts]
         return selected(task, torch.cat(chosen))
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:

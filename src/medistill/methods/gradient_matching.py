@@ -95,7 +95,7 @@ def match_step(
         _freeze_norms(network, task, at)
     images = state["images"]
     gradients, total = [], 0.0
-    for c, part in enumerate(images.split(task.ipc)):
+    for c, part in enumerate(images.split(task.counts)):
         gradient_c, loss = _class_gradient(network, part, c, task, augmentation, method, at)
         gradients.append(gradient_c)
         total += loss

@@ -10,9 +10,10 @@ from torch import Tensor
 from ..backbones import to_spec
 from ..errors import UsageError
 from ..optim import adam_
+from ..pixels import mosaic_of, tiles_of
 from ..records import Json, State, to_record
 from ..rng import Rng
-from ..sets import Start, SyntheticSet, mosaic_of, tiles_of
+from ..sets import Start, SyntheticSet
 from ..sketch import SETTINGS, SketchSpec, check_backbone, mean_of, probe
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
@@ -117,7 +118,9 @@ class FromSketch(Method):
         way = probe(spec, card, number, held["spreads"][number], device)
         images = state["images"].clone().requires_grad_()
         own = way.of(tiles_of(images, self.factor), task.compute)
-        means = own.unflatten(0, (task.classes, -1)).mean(1)
+        each = self.factor ** len(card.shape)
+        parts = own.split([count * each for count in task.counts])
+        means = torch.stack([part.mean(0) for part in parts])
         loss = (means - target).square().sum()
         (gradient,) = torch.autograd.grad(loss, images)
         lr = self.lr_images * (1 + math.cos(math.pi * step / self.iterations)) / 2

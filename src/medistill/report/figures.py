@@ -15,6 +15,7 @@ METRICS = {
     "balanced_accuracy": "Balanced accuracy",
     "auc": "AUC (macro)",
     "f1": "F1 (macro)",
+    "kappa": "Quadratic kappa",
     "ece": "Calibration error (ECE)",
 }
 LOWER_IS_BETTER = ("ece",)

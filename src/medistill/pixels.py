@@ -1,0 +1,65 @@
+"""What is done to the pixels of many images at once: normalization, and tiles in mosaics."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Shift and scale intensities per channel, in place: (x - mean) / std."""
+    return images.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
+
+
+def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Undo `normalize` into a new tensor: x std + mean."""
+    return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def tiles_of(images: Tensor, factor: int) -> Tensor:
+    """Cut each image into factor x factor tiles and enlarge each to the size of the whole.
+
+    Tiles are as equal as whole pixels allow and are enlarged (bi- or trilinearly) by the same
+    rule for every site. Tiles of one image follow each other, row by row.
+    Source: multi-formation, Kim et al., ICML 2022, arXiv 2205.14959, section 4.1. Departure: no
+    padding where the sides cannot be divided.
+    Shapes: [m, c, h, w] -> [m factor^2, c, h, w]; volumes [m, c, d, h, w] -> [m factor^3, ...].
+
+    Example:
+        >>> tiles_of(torch.arange(4.0).view(1, 1, 2, 2), 2)[:, 0, 0, 0].tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
+    if factor == 1:
+        return images
+    parts = [images]
+    for axis in range(2, images.ndim):
+        parts = [tile for part in parts for tile in part.tensor_split(factor, axis)]
+    mode = "bilinear" if images.ndim == 4 else "trilinear"
+    whole = [F.interpolate(part, images.shape[2:], mode=mode) for part in parts]
+    return torch.stack(whole, 1).flatten(0, 1)
+
+
+def mosaic_of(images: Tensor, factor: int) -> Tensor:
+    """Shrink images by averaging and lay factor x factor of them into each mosaic.
+
+    The other way round from `tiles_of`, which makes blurred copies of the images of it.
+    Shapes: [m factor^2, c, h, w] -> [m, c, h, w]; volumes [m factor^3, c, d, h, w] likewise.
+    """
+    shape = images.shape[2:]
+    lines = [torch.arange(side).tensor_split(factor) for side in shape]
+    places = list(itertools.product(*lines))
+    groups = images.unflatten(0, (-1, len(places)))
+    mosaics = torch.empty_like(groups[:, 0])
+    for number, place in enumerate(places):
+        size = [len(line) for line in place]
+        where = tuple(slice(int(line[0]), int(line[-1]) + 1) for line in place)
+        mosaics[slice(None), slice(None), *where] = F.interpolate(
+            groups[:, number], size, mode="area"
+        )
+    return mosaics
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    return torch.tensor(values, device=images.device).view(shape)
