@@ -143,11 +143,11 @@ def test_a_multi_label_class_needs_one_positive() -> None:
 
 def test_identical_images_share_a_number_across_parts() -> None:
     a = torch.randint(0, 256, (5, 1, 3, 3), generator=Rng(0).at("x")).byte()
-    one, two = identical([a, a[[4, 0]]])
+    one, two = identical([a.split(2), [a[[4, 0]]]])
     assert one.unique().numel() == 5
     assert two.tolist() == [one[4], one[0]]
     # The same bytes in another shape are another image.
-    assert identical([a[:1], a[:1].view(1, 1, 1, 9)])[1].tolist() == [1]
+    assert identical([[a[:1]], [a[:1].view(1, 1, 1, 9)]])[1].tolist() == [1]
 
 
 def test_assign_keeps_groups_whole_and_shares_close() -> None:
@@ -395,9 +395,12 @@ def test_inspect_finds_what_was_planted() -> None:
     assert findings["imbalance"]["examples"] == ["b: 1"]
     severities = [entry["severity"] for entry in found["findings"]]
     assert severities == ["error", "error", "warning", "warning", "info", "info"]
-    assert found["splits"]["train"] == {
+    counts = dict(found["splits"]["train"])
+    assert sum(counts.pop("histogram")) == pytest.approx(1)
+    assert counts == {
         "images": 5,
         "patients": 5,
+        "patients_by_class": {"a": 4, "b": 1},
         "classes": {"a": 4, "b": 1},
         "majority": 0.8,
     }

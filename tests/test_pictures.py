@@ -4,6 +4,7 @@ from io import BytesIO
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageChops
 
 from medistill.errors import DataError, UsageError
@@ -69,7 +70,10 @@ def test_images_come_out_at_a_readable_size(side: int, shown: int) -> None:
 def test_channels_and_volumes() -> None:
     generator = torch.Generator().manual_seed(0)
     five = torch.rand(2, 4, 5, 6, 6, generator=generator)
-    assert png(sheet([("v", five)])) == png(sheet([("v", five[:, :3, 2])]))
+    slices = [five[:, :3, 2], five[:, :3, :, 3], five[:, :3, :, :, 3]]
+    slices[1:] = [F.pad(part, (0, 0, 0, 1)) for part in slices[1:]]  # depth 5, height 6
+    assert png(sheet([("v", five)], 4)) == png(sheet([("v", torch.cat(slices, 3))], 4))
+    assert sheet([("v", torch.rand(1, 1, 28, 28, 28))]).height == 84 + 2 * MARGIN_PX
     two = torch.rand(2, 2, 6, 6, generator=generator)
     assert png(sheet([("t", two)])) == png(sheet([("t", two[:, :1])]))
 

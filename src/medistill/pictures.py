@@ -34,7 +34,8 @@ def sheet(rows: Sequence[tuple[str, Tensor]], scale: int | None = None) -> Image
 
     Every pixel becomes scale x scale equal pixels. Without `scale`, small images grow to about 96
     pixels a side, and images above 256 are averaged down by a whole factor. Of two channels the
-    first is shown, of four the first three, of a volume its middle slice.
+    first is shown, of four the first three, of a volume its three middle slices side by side: along
+    depth, height and width.
     Shapes: images float in [0, 1] (clamped), [n, c, h, w] or [n, c, d, h, w].
     Raises: UsageError when there is no row or the scale is below 1; DataError when images have
     another shape.
@@ -102,13 +103,24 @@ def _flat(label: str, images: Tensor) -> Tensor:
         )
     plane = images.detach()
     if plane.ndim == 5:
-        plane = plane[:, :, plane.shape[2] // 2]
+        plane = _orthogonal(plane)
     plane = plane[:, : 3 if plane.shape[1] >= 3 else 1]
     return torch.nan_to_num(plane.float().cpu()).clamp(0, 1)
 
 
+def _orthogonal(volumes: Tensor) -> Tensor:
+    """Lay the middle slices of volumes [n, c, d, h, w] side by side, bottoms filled with black."""
+    planes = [volumes.select(axis, volumes.shape[axis] // 2) for axis in (2, 3, 4)]
+    tall = max(plane.shape[2] for plane in planes)
+    return torch.cat([F.pad(p, (0, 0, 0, tall - p.shape[2])) for p in planes], 3)
+
+
 def _tiles(images: Tensor, scale: int | None) -> Iterator[Image.Image]:
-    side = max(images.shape[-2:])
+    side = (
+        min(images.shape[-2:])
+        if images.shape[-1] > 2 * images.shape[-2]
+        else max(images.shape[-2:])
+    )
     if scale is None and side > LARGEST_PX:
         images = F.avg_pool2d(images, math.ceil(side / LARGEST_PX), ceil_mode=True)
     times = scale or max(1, READABLE_PX // side)

@@ -8,12 +8,14 @@ from ..records import Json, from_record, to_record
 from .base import Backbone, Network, channels_last, level_sizes, levels_of, refresh
 from .convnet import ConvNet
 from .mlp import MLP
+from .monai import Monai
 from .resnet import ResNet18
 
 __all__ = [
     "MLP",
     "Backbone",
     "ConvNet",
+    "Monai",
     "Network",
     "ResNet18",
     "backbone",
@@ -25,14 +27,16 @@ __all__ = [
     "to_spec",
 ]
 
-BACKBONES: tuple[type[Backbone], ...] = (ConvNet, MLP, ResNet18)
+BACKBONES: tuple[type[Backbone], ...] = (ConvNet, MLP, ResNet18, Monai)
 _FAMILIES = {kind.family: kind for kind in BACKBONES}
-_NUMBERS = {"convnet": ("depth", "width"), "mlp": ("width",), "resnet18": ("width",)}
+_NUMBERS = {"convnet": ("depth", "width"), "mlp": ("width",), "resnet18": ("width",), "monai": ()}
 _NORMS = ("instance", "batch", "layer", "group", "none")
 
 
 def backbone(name: str) -> Backbone:
     """Read a short name: a family, then its numbers, then a norm, all but the first optional.
+
+    `monai:NAME` is a network of MONAI.
 
     Raises: UsageError when the family, a number or the norm is unknown.
 
@@ -40,6 +44,8 @@ def backbone(name: str) -> Backbone:
         >>> backbone("convnet-3-64-batch")
         ConvNet(depth=3, width=64, norm='batch', activation='relu', pooling='average')
     """
+    if name.startswith("monai:"):
+        return Monai(name.removeprefix("monai:"))
     family, *rest = name.split("-")
     if family not in _FAMILIES:
         raise UsageError(f"found no backbone {name!r}: {nearest(family, _FAMILIES)}")

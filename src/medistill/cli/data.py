@@ -1,5 +1,6 @@
 """medistill data: known sets, their download, and what is in a source."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +80,15 @@ def inspect(
     emit(found, _text(found), as_json)
 
 
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def _bars(shares: list[float]) -> str:
+    """Draw a histogram in one line."""
+    top = max(shares) or 1.0
+    return "".join(BARS[min(8, math.ceil(8 * share / top))] for share in shares)
+
+
 def _text(found: dict[str, Any]) -> str:
     card = found["card"]
     lines = [
@@ -87,8 +97,13 @@ def _text(found: dict[str, Any]) -> str:
     ]
     for name, part in found["splits"].items():
         classes = ", ".join(f"{title} {count}" for title, count in part["classes"].items())
-        lines.append(f"{name:<6}{part['images']:>7} images: {classes}")
+        many = part["patients"] if part["patients"] != part["images"] else None
+        people = f" in {many} groups" if many is not None else ""
+        lines.append(f"{name:<6}{part['images']:>7} images{people}: {classes}")
+        lines.append(f"{'':<6}intensities {_bars(part['histogram'])}")
     for finding in found["findings"]:
         examples = "; ".join(map(str, finding["examples"][:3]))
+        if "surplus" in finding:
+            examples = f"{finding['surplus']} images to spare: {examples}"
         lines.append(f"{finding['severity']}: {finding['kind']}, {finding['count']} ({examples})")
     return "\n".join(lines if found["findings"] else [*lines, "no findings"])

@@ -53,7 +53,10 @@ SmallClass = Annotated[
     typer.Option(help="A class with fewer real images than its share: refused, or taken whole."),
 ]
 BackboneName = Annotated[
-    str, typer.Option(help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm.")
+    str,
+    typer.Option(
+        help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm; monai:NAME."
+    ),
 ]
 OwnBackbone = Annotated[
     str | None,

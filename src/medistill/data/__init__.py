@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..errors import DataError, UsageError
 from ..sets import Splits, with_statistics
-from . import combine, folder, medmnist, npz, phantom
+from . import combine, csv, datalist, dicom, folder, medmnist, nifti, npz, phantom
 from .inspect import inspect
 from .medmnist_table import TABLE
 from .source import Source, Where, parse
@@ -28,6 +28,10 @@ _KINDS: dict[str, tuple[ModuleType, _Load]] = {
     "npz": (npz, npz.load),
     "folder": (folder, folder.load),
     "phantom": (phantom, phantom.load),
+    "csv": (csv, csv.load),
+    "datalist": (datalist, datalist.load),
+    "dicom": (dicom, dicom.load),
+    "nifti": (nifti, nifti.load),
     "combine": (combine, _combine),
 }
 
@@ -46,7 +50,8 @@ def load(source: str, *, root: Path | None = None, offline: bool = False, seed: 
     """Load a dataset, with its digest and its training mean and std on the card.
 
     source: `pneumoniamnist`, `pneumoniamnist@64`, `phantom:variation=0.2,size=32`, `npz:PATH`,
-    `folder:PATH;size=28;channels=1`, `combine:A,B;labels=keep`, or an existing path. Names are
+    `folder:PATH;size=28;channels=1`, `csv:PATH`, `datalist:PATH`, `dicom:PATH`, `nifti:PATH`,
+    `combine:A,B;labels=keep`, or an existing path. Names are
     looked up in `root`, $MEDISTILL_DATA and the user's cache, then downloaded unless `offline`.
     Raises: UsageError when the source or an option is unknown; DataError when the data is absent
     or cannot be used.

@@ -5,20 +5,24 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..errors import DataError, UsageError
 from ..progress import progress
 from ..rng import Rng
-from ..sets import Card, RealSet, Splits
+from ..sets import Card, Splits
+from .decode import decoded
+from .files import Array
+from .listed import Listed
 from .source import Source, Where
-from .split import SHARES, assign, identical
+from .split import SHARES
+from .table import Item, assembled
 
 OPTIONS = ("size", "channels", "limit")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -58,29 +62,20 @@ def load(source: Source, where: Where) -> Splits:
     rng = Rng(where.seed).child("folder")
     items, classes = _items(top)
     items = _chosen(items, source.integer("limit", 0, 1, 1 << 40), rng)
-    header = _header([item.path for item in items], size, channels)
-    images = _decode([item.path for item in items], *header, pad=bool(size))
-    number = {name: position for position, name in enumerate(classes)}
-    labels = torch.tensor([number[item.label] for item in items])
-    (groups,) = identical([images])
+    count, shape = _header([item.path for item in items], size, channels)
+    read = partial(_picture, mode="L" if count == 1 else "RGB", shape=shape, pad=bool(size))
+    listed = [Listed(item.path, item.path, Item(item.label, item.split)) for item in items]
+    dtype = np.dtype(np.uint8)
+    images = decoded(listed, read, (count, *shape), dtype, {"folder": dict(read.keywords)})
     card = Card(
         name=top.resolve().name,
         task="binary" if len(classes) == 2 else "multi-class",
         classes=tuple(classes),
-        channels=header[0],
-        shape=header[1],
+        channels=count,
+        shape=shape,
+        intensity="8-bit values / 255",
     )
-    dealt = _dealt([item.split for item in items], labels, groups, rng)
-    return Splits(*(RealSet(images[p], labels[p], card, groups[p]) for p in dealt))
-
-
-def _dealt(given: Sequence[str], labels: Tensor, groups: Tensor, rng: Rng) -> list[Tensor]:
-    """Positions of train, val and test: as given, the missing ones cut off train."""
-    missing = {k: v for k, v in SHARES.items() if k == "train" or k not in given}
-    mine = torch.tensor([p for p, name in enumerate(given) if name in ("", "train")]).long()
-    cut = {k: mine[v] for k, v in assign(labels[mine], groups[mine], missing, rng).items()}
-    kept = {name: torch.tensor([p for p, s in enumerate(given) if s == name]) for name in SHARES}
-    return [cut.get(name, kept[name]).long() for name in SHARES]
+    return assembled([one.item for one in listed], images, card, rng)
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -166,22 +161,15 @@ def _check_depth(image: Image.Image, path: str) -> None:
         )
 
 
-def _decode(paths: Sequence[str], channels: int, shape: tuple[int, int], *, pad: bool) -> Tensor:
-    """Decode into one array of shape uint8 [n, c, h, w]."""
-    mode = "L" if channels == 1 else "RGB"
-    pixels = np.empty((len(paths), *shape, channels), dtype=np.uint8)
-    with progress("images", len(paths)) as advance:
-        for position, path in enumerate(paths):
-            try:
-                with Image.open(path) as opened:
-                    image = opened.convert(mode)
-            except (*_BROKEN, *_BOMB) as error:
-                raise _broken(path, error) from None
-            pixels[position] = np.asarray(_fit(image, shape) if pad else image).reshape(
-                *shape, channels
-            )
-            advance()
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+def _picture(one: Listed, *, mode: str, shape: tuple[int, int], pad: bool) -> Array:
+    """Decode one image as [1, c, h, w]."""
+    try:
+        with Image.open(one.path) as opened:
+            image = opened.convert(mode)
+    except (*_BROKEN, *_BOMB) as error:
+        raise _broken(one.path, error) from None
+    pixels = np.asarray(_fit(image, shape) if pad else image).reshape(*shape, -1)
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))[None]
 
 
 def _fit(image: Image.Image, shape: tuple[int, int]) -> Image.Image:

@@ -3,15 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..records import Json, to_record
 from ..sets import RealSet, Splits
+from . import near, shortcuts
 from .split import identical
 
 EXAMPLES = 5
 IMBALANCE = 3.0
+BINS = 16
+RISKS = {
+    "burned in": "burned-in",
+    "secondary capture": "secondary-capture",
+    "overlay": "overlay",
+    "private": "private-tags",
+}
 _LEVELS = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -23,14 +32,23 @@ def inspect(splits: Splits) -> Json:
          "findings": [{"kind", "severity", "count", "examples"}]}
 
     `majority` is the accuracy of always answering the most frequent class of that split.
-    Kinds: leak (identical images in two splits), group-leak (a patient in two splits),
-    label-conflict (identical images, other labels), duplicate (identical images in one split),
-    constant (images without contrast), imbalance (classes of train with a third of the images of
-    the largest, or less).
+    "patients_by_class" counts them by class, "histogram" is the share of pixels in 16 equal steps
+    of intensity. Kinds: leak (identical images in two splits), group-leak (a patient in two
+    splits),
+    near-leak and near-duplicate (images that differ little, see `near.pairs`, in two splits or
+    in one), label-conflict (identical images, other labels), duplicate (identical images in one
+    split), shortcut (size, border or range of intensities alone tell the class, see
+    `shortcuts.found`), constant (images without contrast), imbalance (classes of train with a third
+    of the images of the largest, or less), and for DICOM burned-in, secondary-capture, overlay and
+    private-tags (headers that say so). `count` is that of sets of images, and `surplus`, where it
+    stands, that of images which could be left out.
     """
     findings = [
         *_duplicates(splits),
+        *_near(splits),
         *_groups(splits),
+        *shortcuts.found(splits),
+        *_risks(splits),
         *_constant(splits),
         *_imbalance(splits.train),
     ]
@@ -53,9 +71,57 @@ def _counts(part: RealSet) -> Json:
     return {
         "images": len(part),
         "patients": None if part.groups is None else len(part.groups.unique()),
+        "patients_by_class": _patients(part),
+        "histogram": _histogram(part),
         "classes": dict(zip(part.card.classes, counts, strict=True)),
         "majority": top,
     }
+
+
+def _patients(part: RealSet) -> Json | None:
+    if part.groups is None:
+        return None
+    groups = [len(part.groups[members].unique()) for members in part.by_class]
+    return dict(zip(part.card.classes, groups, strict=True))
+
+
+def _histogram(part: RealSet) -> list[float]:
+    """Return the share of pixels in each sixteenth of the intensities."""
+    counts = np.zeros(BINS, dtype=np.int64)
+    for block in part.blocks():
+        values = block.numpy().reshape(-1)
+        width = (part.full + 1) // BINS
+        counts += np.bincount(values // values.dtype.type(width), minlength=BINS)
+    return [round(float(share), 6) for share in counts / max(1, counts.sum())]
+
+
+def _near(splits: Splits) -> list[Json]:
+    numbers = identical([part.blocks() for part in splits])
+    names = [(name, i) for name, part in splits._asdict().items() for i in range(len(part))]
+    leaks: list[str] = []
+    within: list[str] = []
+    for one, other in near.pairs(splits, torch.cat(numbers)):
+        kind = within if names[one][0] == names[other][0] else leaks
+        kind.append(" ~ ".join(f"{name}[{i}]" for name, i in (names[one], names[other])))
+    return [
+        *_finding("near-leak", "warning", leaks),
+        *_finding("near-duplicate", "info", within),
+    ]
+
+
+def _risks(splits: Splits) -> list[Json]:
+    """List the images whose headers warn that pixels or tags may name the patient."""
+    findings = []
+    for fact, kind in RISKS.items():
+        shown = [
+            f"{name}[{i}]"
+            for name, part in splits._asdict().items()
+            if fact in part.facts
+            for i in part.facts[fact].nonzero().flatten().tolist()
+        ]
+        severity = "info" if fact == "private" else "warning"
+        findings += _finding(kind, severity, shown)
+    return findings
 
 
 def _finding(kind: str, severity: str, examples: Sequence[str]) -> list[Json]:
@@ -80,9 +146,10 @@ def _named(places: Sequence[tuple[str, int]]) -> str:
 
 def _duplicates(splits: Splits) -> list[Json]:
     """One count per set of identical images; a set may be a leak and a conflict at once."""
-    same = _members(splits, identical([part.images for part in splits]))
+    same = _members(splits, identical([part.blocks() for part in splits]))
     labels = {name: part.labels for name, part in splits._asdict().items()}
     leaks, within, conflicts = [], [], []
+    surplus = sum(len(places) - 1 for places in same)
     for places in same:
         kinds = [name for name, _ in places]
         if len(set(kinds)) > 1:
@@ -92,11 +159,15 @@ def _duplicates(splits: Splits) -> list[Json]:
         first = labels[places[0][0]][places[0][1]]
         if any(not torch.equal(labels[name][position], first) for name, position in places):
             conflicts.append(_named(places))
-    return [
+    found = [
         *_finding("leak", "error", leaks),
         *_finding("label-conflict", "warning", conflicts),
         *_finding("duplicate", "info", within),
     ]
+    for one in found:
+        if one["kind"] == "duplicate":
+            one["surplus"] = surplus
+    return found
 
 
 def _groups(splits: Splits) -> list[Json]:
@@ -115,9 +186,12 @@ def _groups(splits: Splits) -> list[Json]:
 def _constant(splits: Splits) -> list[Json]:
     found = []
     for name, part in splits._asdict().items():
-        flat = part.images.reshape(len(part), -1)
-        blank = (flat == flat[:, :1]).all(1).nonzero().flatten()
-        found += [f"{name}[{position}]" for position in blank.tolist()]
+        place = 0
+        for block in part.blocks():
+            flat = block.reshape(len(block), -1)
+            blank = (flat == flat[:, :1]).all(1).nonzero().flatten() + place
+            found += [f"{name}[{position}]" for position in blank.tolist()]
+            place += len(block)
     return _finding("constant", "warning", found)
 
 

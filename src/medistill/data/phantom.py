@@ -8,11 +8,12 @@ from torch.nn.functional import avg_pool2d
 
 from ..errors import UsageError
 from ..rng import Rng
-from ..sets import Card, RealSet, Splits
+from ..sets import Card, RealSet, Splits, TaskKind
 from .phantom_table import ANATOMIES, COMMON, LESIONS, PARTS, Anatomy, Law
 from .source import Source, Where
 
-OPTIONS = ("variation", "classes", "size", "channels", "n", "seed")
+OPTIONS = ("variation", "classes", "size", "channels", "n", "seed", "task")
+TASKS: tuple[TaskKind, ...] = ("multi-class", "ordinal", "multi-label")
 MOST = len(ANATOMIES)
 _BLOCK = 128  # images drawn at once; part of what a seed means
 _LESION = 0.21  # brightness of a lesion at strength 1
@@ -30,6 +31,8 @@ def load(source: Source, where: Where) -> Splits:
         variation=0.2  0 to 1           classes=2   2 to 12       size=28   16 to 512
         channels=1     1 or 3           n=1000      training images; val n / 5, test n / 2
         seed=SEED      default the seed of the run
+        task=ordinal   one anatomy, one lesion; the classes are its grades, from none to plain
+        task=multi-label   one anatomy; each lesion is there or not, by itself
 
     Raises: UsageError when an option is out of range.
     """
@@ -40,12 +43,24 @@ def load(source: Source, where: Where) -> Splits:
     images = source.integer("n", 1000, 10 * classes, 1_000_000)
     if channels == 2:
         raise UsageError("phantom: found channels=2; expected 1 or 3")
+    task = source.options.get("task", "multi-class")
+    if task not in TASKS:
+        raise UsageError(f"phantom: found task={task}; expected {', '.join(TASKS)}")
+    if task == "multi-label" and classes == MOST:
+        raise UsageError(f"phantom: found classes={MOST}; expected at most {MOST - 1} lesions")
+    if task != "multi-class" and "variation" in source.options:
+        raise UsageError(f"phantom: found variation beside task={task}, which has one anatomy")
     own = [anatomy.name for anatomy in ANATOMIES] if variation >= 0.5 else list(LESIONS)
     given = ",".join(f"{key}={value}" for key, value in sorted(source.options.items()))
+    names = {
+        "multi-class": tuple(own[:classes]),
+        "ordinal": tuple(f"grade {grade}" for grade in range(classes)),
+        "multi-label": tuple(LESIONS)[1 : classes + 1],
+    }[task]
     card = Card(
         name=f"phantom:{given}" if given else "phantom",
-        task="binary" if classes == 2 else "multi-class",
-        classes=tuple(own[:classes]),
+        task="binary" if task == "multi-class" and classes == 2 else task,
+        classes=names,
         channels=channels,
         shape=(size, size),
         modality="simulated",
@@ -55,21 +70,27 @@ def load(source: Source, where: Where) -> Splits:
     )
     rng = Rng(source.integer("seed", where.seed, 0, 1 << 53)).child("phantom")
     counts = {"train": images, "val": images // 5, "test": images // 2}
-    scenes = _Scenes(variation, classes)
+    scenes = _Scenes(variation if task == "multi-class" else 0.0, classes, task)
     return Splits(*(_split(scenes, card, n, rng.child(name)) for name, n in counts.items()))
 
 
 class _Scenes:
     """Parts, laws and lesions of every class at one variation, as tensors."""
 
-    def __init__(self, variation: float, classes: int) -> None:
+    def __init__(self, variation: float, classes: int, task: str = "multi-class") -> None:
         def mix(common: Tensor, own: Tensor) -> Tensor:
             return common + variation**2 * (own - common)
 
         chosen = ANATOMIES[:classes]
         self.parts = torch.stack([mix(_parts(COMMON), _parts(one)) for one in chosen])
         self.laws = torch.stack([mix(_law(COMMON.law), _law(one.law)) for one in chosen])
-        self.lesions = torch.tensor(list(LESIONS.values())[:classes])
+        kinds = torch.tensor(list(LESIONS.values()))
+        self.lesions = kinds[:classes]
+        if task == "ordinal":
+            self.lesions = kinds[3].repeat(classes, 1)
+            self.lesions[:, :-1] *= torch.linspace(0, 1.5, classes).view(-1, 1)
+        if task == "multi-label":
+            self.lesions = kinds[1 : classes + 1]
 
 
 def _parts(anatomy: Anatomy) -> Tensor:
@@ -84,6 +105,9 @@ def _split(scenes: _Scenes, card: Card, count: int, rng: Rng) -> RealSet:
     """Draw one split: balanced labels in random order, then the images block by block."""
     labels = torch.arange(count) % len(card.classes)
     labels = labels[torch.randperm(count, generator=rng.at("labels"))]
+    if card.task == "multi-label":
+        shape = (count, len(card.classes))
+        labels = (torch.rand(shape, generator=rng.at("several")) < 0.3).long()
     images = torch.empty((count, card.channels, *card.shape), dtype=torch.uint8)
     for number, start in enumerate(range(0, count, _BLOCK)):
         block = slice(start, start + _BLOCK)
@@ -95,6 +119,9 @@ def _split(scenes: _Scenes, card: Card, count: int, rng: Rng) -> RealSet:
 def _render(scenes: _Scenes, labels: Tensor, card: Card, generator: torch.Generator) -> Tensor:
     """Draw images uint8 [n, c, h, h] of the classes in `labels`."""
     n, size = len(labels), card.shape[0]
+    several = labels if labels.ndim == 2 else None
+    if several is not None:
+        labels = torch.zeros(n, dtype=torch.int64)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=generator)
@@ -105,7 +132,12 @@ def _render(scenes: _Scenes, labels: Tensor, card: Card, generator: torch.Genera
     x, y = _pose(size, normal(5))
     image, body = _paint(x, y, scenes.parts[labels], air, edge, normal(PARTS, 5))
     image = image + body * ribs * torch.cos(math.pi * (7 * y + 3 * x.abs() + normal(1, 1)))
-    image = image + body * _spots(x, y, scenes.lesions[labels], normal(7))
+    if several is None:
+        image = image + body * _spots(x, y, scenes.lesions[labels], normal(7))
+    else:
+        for lesion, there in zip(scenes.lesions, several.T, strict=True):
+            spot = _spots(x, y, lesion.expand(n, -1), normal(7))
+            image = image + 1.5 * body * spot * there.view(n, 1, 1)
     image = image.clamp(0, 1) ** (gamma * torch.exp(0.15 * normal(1, 1)))
     line = torch.linspace(-1, 1, size)
     tilt = normal(2, 1) * line

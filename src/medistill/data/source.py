@@ -8,6 +8,15 @@ from pathlib import Path
 from ..errors import UsageError, nearest
 from ..places import cache_folder
 
+# What a bare path is read as.
+ENDINGS = {
+    "npz": (".npz",),
+    "csv": (".csv", ".tsv"),
+    "datalist": (".json",),
+    "nifti": (".nii", ".nii.gz"),
+    "dicom": (".dcm",),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -122,7 +131,7 @@ def parse(text: str, kinds: Collection[str], names: Collection[str]) -> Source:
 
         KIND:TARGET;key=value;...      one of `kinds`
         NAME[@SIZE]                    one of `names`; the kind is "medmnist"
-        PATH                           a folder of images, or an .npz file
+        PATH                           a folder of images, or a file by its ending
 
     Raises: UsageError when the kind or name is unknown or an option has no value.
 
@@ -146,7 +155,11 @@ def parse(text: str, kinds: Collection[str], names: Collection[str]) -> Source:
         if not rest:
             raise UsageError(f"found {text!r}; expected something after {kind}:")
         return Source(kind, rest, options)
-    if head.endswith(".npz") or Path(head).expanduser().is_file():
+    file = Path(head).expanduser().is_file()
+    for by_ending, endings in ENDINGS.items():
+        if head.lower().endswith(endings) and (file or by_ending == "npz"):
+            return Source(by_ending, head, options)
+    if file:
         return Source("npz", head, options)
     if head and (os.sep in head or Path(head).expanduser().is_dir()):
         return Source("folder", head, options)

@@ -1,7 +1,7 @@
 """Identical images, and stratified splits that never tear a group apart."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,23 +11,27 @@ from ..rng import Rng
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
-def identical(parts: Sequence[Tensor]) -> list[Tensor]:
+def identical(parts: Sequence[Iterable[Tensor]]) -> list[Tensor]:
     """Number images so that two have one number just when every pixel agrees.
 
-    Shapes: parts uint8 [n, ...] each; returns int64 [n] each, numbered across all parts.
+    Shapes: parts of blocks [b, ...] that are read once; returns int64 [n] of each part, numbered
+    across all parts.
 
     Example:
         >>> a = torch.tensor([[1, 2], [3, 4], [1, 2]], dtype=torch.uint8)
-        >>> identical([a, a[1:2]])
+        >>> identical([[a], [a[1:2]]])
         [tensor([0, 1, 0]), tensor([1])]
     """
     known: dict[tuple[object, ...], int] = {}
     numbers = []
     for part in parts:
-        shape = tuple(part.shape[1:])
-        rows = part.reshape(len(part), -1).contiguous().numpy()
-        keys = ((shape, hashlib.blake2b(row, digest_size=16).digest()) for row in rows)
-        numbers.append(torch.tensor([known.setdefault(k, len(known)) for k in keys]).long())
+        own: list[int] = []
+        for block in part:
+            shape = tuple(block.shape[1:])
+            rows = block.reshape(len(block), -1).contiguous().numpy()
+            keys = ((shape, hashlib.blake2b(row, digest_size=16).digest()) for row in rows)
+            own += [known.setdefault(key, len(known)) for key in keys]
+        numbers.append(torch.tensor(own).long())
     return numbers
 
 

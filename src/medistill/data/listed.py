@@ -1,0 +1,105 @@
+"""From a list of files with labels to splits: what the sources csv and datalist share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError, UsageError
+from ..records import to_record
+from ..rng import Rng
+from ..sets import Card, Splits
+from .decode import decoded, stamp_of
+from .files import VOLUMES, Array, Rule, ending, read, rule_of
+from .source import Source, Where
+from .table import Item, assembled, classes_of, task_of
+
+BY = ("patient", "image")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a list: its path, where it stands in the list, and what is known of it."""
+
+    path: str
+    what: str
+    item: Item
+
+    @property
+    def count(self) -> int:
+        """One file, one image."""
+        return 1
+
+    @property
+    def stamp(self) -> list[Any]:
+        """Path, size and time of the file."""
+        return [self.what, *stamp_of(self.path)]
+
+
+def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) -> Splits:
+    """Return the splits of a list of files.
+
+    Raises: DataError that names the entry when its file is missing or no whole image, or when
+    images differ in shape or channels and no size is given.
+    """
+    for one in listed:
+        try:
+            stamp_of(one.path)
+        except DataError as error:
+            raise DataError(f"{one.what}: {error}") from None
+    items = [one.item for one in listed]
+    given = source.options.get("classes", "")
+    classes = classes_of(items, [part.strip() for part in given.split("|")] if given else [])
+    task = task_of(source, items, classes)
+    by = by_of(source)
+    rule = rule_of(source, 3 if ending(listed[0].path) in VOLUMES else 2)
+    first = _one(listed[0], rule=rule)[0]
+    shape, dtype = first.shape, first.dtype
+    job = partial(_one, rule=rule)
+    found = decoded(listed, job, shape, dtype, to_record(rule))
+    card = Card(
+        name=name,
+        task=task,
+        classes=classes,
+        channels=shape[0],
+        shape=tuple(shape[1:]),
+        intensity=intensity_of(rule, dtype),
+    )
+    rng = Rng(where.seed).child(source.kind)
+    return assembled(items, found, card, rng, by, sizes(listed))
+
+
+def by_of(source: Source) -> str:
+    """Read the option `by`: what images are parted by.
+
+    Raises: UsageError when it is neither patient nor image.
+    """
+    by = source.options.get("by", BY[0])
+    if by not in BY:
+        raise UsageError(f"{source.kind}: found by={by}; expected patient or image")
+    return by
+
+
+def sizes(listed: Sequence[Listed]) -> dict[str, torch.Tensor]:
+    """Return the bytes of each file: what a model could cheat by is a fact of the image."""
+    return {"file bytes": torch.tensor([stamp_of(one.path)[1] for one in listed])}
+
+
+def intensity_of(rule: Rule, dtype: np.dtype[Any]) -> str:
+    """Say in words by what rule stored values became intensities."""
+    how = "8-bit values / 255" if dtype == np.uint8 else "16-bit values / 65535"
+    if rule.window is not None:
+        how = f"window center {rule.window[0]:g} width {rule.window[1]:g} to 0..1, 16 bit"
+    fit = f"; {rule.fit} to {'x'.join(map(str, rule.shape))}" if rule.shape else ""
+    step = f"; {'x'.join(f'{s:g}' for s in rule.spacing)} mm" if rule.spacing else ""
+    return how + fit + step
+
+
+def _one(one: Listed, *, rule: Rule) -> Array:
+    try:
+        return read(one.path, rule)[None]
+    except DataError as error:
+        raise DataError(f"{one.what}: {error}") from None
