@@ -279,3 +279,14 @@ def test_few_large_images_are_read_at_once() -> None:
     assert read_size(of_shape(1, 28, 28)) == 1024
     assert read_size(of_shape(3, 224, 224)) == 55
     assert read_size(of_shape(1, 256, 256, 256)) == 1
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["last", "all"])
+def test_volumes_pass_in_bfloat16_too(levels: bool) -> None:
+    card = dataclasses.replace(REAL.card, shape=(16, 16, 16))
+    network = ConvNet(2, 8).build(card, Rng(0).at("network"))
+    volumes = torch.randn(3, 1, 16, 16, 16, generator=Rng(0).at("volumes"))
+    exact = extract_fast(network, volumes, levels=levels)
+    rounded = extract_fast(network, volumes, Compute("bfloat16"), levels=levels)
+    assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    gradient(network, volumes, torch.tensor([0, 1, 0]), Compute("bfloat16"))

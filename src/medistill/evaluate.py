@@ -178,4 +178,5 @@ def evaluate_run(
 def _one_step(backbone: Backbone, real: RealSet, recipe: Recipe, compute: Compute) -> None:
     """Take one gradient on full data and forget it."""
     network = backbone.build(real.card, Rng(0).at("measured")).to(real.device)
-    gradient(network, *RealImages(real).draw(torch.arange(min(recipe.batch, len(real)))), compute)
+    images, labels = RealImages(real).draw(torch.arange(min(recipe.batch, len(real))))
+    gradient(network, images, labels, compute, recipe.loss)

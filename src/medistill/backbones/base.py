@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -110,10 +111,16 @@ def levels_of(body: nn.Module, images: Tensor) -> list[Tensor]:
     return [*levels, _few(maps)]
 
 
+def average_pool(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """Average blocks of `sides` pixels; volumes in float32, for which alone CPUs have a kernel."""
+    if maps.ndim == 4:
+        return F.avg_pool2d(maps, list(sides))
+    return F.avg_pool3d(maps.float(), list(sides)).to(maps.dtype)
+
+
 def _few(maps: Tensor) -> Tensor:
-    pool = F.avg_pool2d if maps.ndim == 4 else F.avg_pool3d
     while max(maps.shape[2:], default=0) > MOST_SIDE:
-        maps = pool(maps, [2 if side > MOST_SIDE else 1 for side in maps.shape[2:]])
+        maps = average_pool(maps, [2 if side > MOST_SIDE else 1 for side in maps.shape[2:]])
     return maps.flatten(1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import Backbone
+from .base import Backbone, average_pool
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid", "gelu"]
@@ -70,6 +70,18 @@ def norm_layer(kind: Norm, channels: int, dimensions: int) -> nn.Module:
     return nn.GroupNorm(1 if kind == "layer" else min(4, channels), channels)
 
 
+class AveragePool3d(nn.Module):
+    """Average cubes of `side` voxels, in any precision (see `average_pool`)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the averages."""
+        return average_pool(x, [self.side] * 3)
+
+
 @dataclass(frozen=True)
 class ConvNet(Backbone):
     """Blocks of 3x3 convolution, normalization, activation and 2x2 pooling, then a linear layer.
@@ -106,7 +118,7 @@ class ConvNet(Backbone):
             )
         conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
         pools: dict[str, type[nn.Module]] = {
-            "average": nn.AvgPool2d if dimensions == 2 else nn.AvgPool3d,
+            "average": nn.AvgPool2d if dimensions == 2 else AveragePool3d,
             "max": nn.MaxPool2d if dimensions == 2 else nn.MaxPool3d,
         }
         layers: list[nn.Module] = []

@@ -163,11 +163,11 @@ def _per_image(one: Series, name: str) -> list[int]:
 
 def _check_sizes(headers: Sequence[Header], rule: Rule) -> None:
     sizes = {header.size: header.path for header in headers}
-    if len(sizes) > 1 and not rule.shape:
+    if len(sizes) > 1 and (not rule.shape or rule.dims == 3):
         (a, one), (b, other) = list(sizes.items())[:2]
         raise DataError(
             f"found slices of {a[0]}x{a[1]} ({one}) and {b[0]}x{b[1]} ({other}) in one series; "
-            "expected one size: set size"
+            "expected one size: set size (of slices), or take some out"
         )
 
 
@@ -305,11 +305,10 @@ def read_series(series: Series) -> Array:
     if window is None and stacks[0][2]:
         window = spread(np.concatenate([stack.ravel() for stack in values]))
     images = [_shown(stack, window, data) for stack, data in zip(values, stacks, strict=True)]
-    whole = np.concatenate(images)
     where = series.headers[0].path
     if rule.dims == 3:
-        return fitted(np.moveaxis(whole, 0, 1), rule, where)[None]
-    return np.stack([fitted(image, rule, where) for image in whole])
+        return fitted(np.moveaxis(np.concatenate(images), 0, 1), rule, where)[None]
+    return np.stack([fitted(image, rule, where) for frames in images for image in frames])
 
 
 def read_instance(path: str, rule: Rule) -> Array:

@@ -83,7 +83,8 @@ def opened(path: str) -> Any:
     try:
         found = library.load(path)
     except (library.filebasedimages.ImageFileError, *_BROKEN) as error:
-        raise DataError(f"{path} is no NIfTI volume ({error}); expected one") from None
+        short = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is no NIfTI volume ({short}); expected one") from None
     if len(found.shape) == 4 and found.shape[3] == 1:
         found = library.funcs.squeeze_image(found)
     if len(found.shape) != 3 or 0 in found.shape:
@@ -96,7 +97,8 @@ def _numbers(found: Any, path: str) -> Array:
     try:
         values = np.asarray(found.dataobj, dtype=np.float32)
     except _BROKEN as error:
-        raise DataError(f"{path}: found no readable voxels ({error}); expected a volume") from None
+        short = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: found no readable voxels ({short}); expected a volume") from None
     broken = int((~np.isfinite(values)).sum())
     if broken:
         raise DataError(f"{path}: found {broken} voxels that are not finite; expected numbers")
