@@ -1,6 +1,7 @@
 """Backbones: the fast norm against torch's, sizes, plain twins, and fresh numbers on demand."""
 
 import dataclasses
+import sys
 from itertools import product
 
 import pytest
@@ -324,3 +325,44 @@ def test_levels_are_what_the_stages_give_and_are_no_longer_for_large_images() ->
     assert volumes == (4 * 27, 4 * 27, 4 * 27)
     assert len(level_sizes(ResNet18(4), 1, (28, 28))) == 9
     assert level_sizes(MLP(hidden=2, width=6), 1, (16, 16)) == (6, 6)
+
+
+# --- networks of MONAI --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 32, 32)], ids=["image", "volume"])
+@pytest.mark.parametrize("name", ["monai:densenet121", "monai:resnet10"])
+def test_networks_of_monai_are_backbones(
+    name: str, shape: tuple[int, ...], untouched_generator: None
+) -> None:
+    spec = backbone(name)
+    assert (spec.name, from_spec(to_spec(spec))) == (name, spec)
+    card = Card("x", "multi-class", ("a", "b", "c"), 1, shape)
+    one, two, other = (spec.build(card, Rng(seed).at("network")) for seed in (0, 0, 1))
+    for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.head.weight, other.head.weight)
+    images = torch.randn((2, 1, *shape), generator=torch.Generator().manual_seed(0))
+    assert one(images).shape == (2, 3)
+    assert one.features(images).shape == (2, one.head.in_features)
+    assert one.mixes_images
+    from monai.networks import nets
+
+    kind = {"monai:densenet121": {"in_channels": 1, "out_channels": 3}}.get(
+        name, {"n_input_channels": 1, "num_classes": 3}
+    )
+    with torch.random.fork_rng():  # they draw from the global generator
+        theirs = getattr(nets, name.removeprefix("monai:"))(spatial_dims=len(shape), **kind)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), two.state_dict().values(), strict=True)))
+    torch.testing.assert_close(two.eval()(images), theirs.eval()(images))
+
+
+def test_a_network_of_monai_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card("x", "binary", ("a", "b"), 1, (28, 28))
+    with pytest.raises(UsageError, match="32 pixels a side work"):
+        backbone("monai:densenet121").build(card, Rng(0).at("network"))
+    with pytest.raises(UsageError, match="did you mean densenet121"):
+        backbone("monai:densnet121")
+    monkeypatch.setitem(sys.modules, "monai.networks", None)
+    with pytest.raises(UsageError, match=r"medistill\[medical\]"):
+        backbone("monai:resnet18").build(card, Rng(0).at("network"))

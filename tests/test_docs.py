@@ -1,8 +1,10 @@
 """Every command in the README and the docs runs, in order, in an empty folder."""
 
+import json
 import os
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ SHORT = {
     "distill": ["--steps", "2", "--backbone", "convnet-2-8"],
     "evaluate": ["--seeds", "2", "--student-steps", "4"],
 }
-REAL = re.compile(r"\w+mnist(3d)?\b")
+REAL = re.compile(r"\w+mnist(3d)?\b|MEDISTILL_DATA")
 
 
 def commands(page: Path) -> list[str]:
@@ -26,7 +28,36 @@ def commands(page: Path) -> list[str]:
     return re.findall(r"^\$ (medistill .*)$", "\n".join(blocks), re.MULTILINE)
 
 
+def write_lists(folder: Path, data: Path) -> None:
+    """Write the tables and the list of docs/medical.md over files of MedNIST."""
+    kept: dict[str, list[str]] = {}
+    counts = (1000, 300, 100, 30, 30, 30)
+    with tarfile.open(data / "mednist" / "mednist.tar.gz") as archive:
+        for member in archive:
+            name = member.name.split("/")[1] if member.name.endswith(".jpeg") else ""
+            if name and len(kept.setdefault(name, [])) < counts[len(kept) - 1]:
+                archive.extract(member, folder, filter="data")
+                kept[name].append(member.name)
+    rows = [(path, name) for name, paths in kept.items() for path in paths[:30]]
+    for file, shown in (
+        ("scans.csv", [(*row, f"P{number // 3}") for number, row in enumerate(rows)]),
+        ("rare.csv", rare(kept)),
+    ):
+        lines = [("path", "label", "patient")[: len(shown[0])], *shown]
+        (folder / file).write_text("\n".join(",".join(line) for line in lines) + "\n")
+    entries = [{"image": path, "label": name} for path, name in rows]
+    (folder / "list.json").write_text(json.dumps({"training": entries}))
+
+
+def rare(kept: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """Return six classes of very different size."""
+    counts = (1000, 300, 100, 30, 10, 5)
+    pairs = zip(kept.items(), counts, strict=True)
+    return [(path, name) for (name, paths), count in pairs for path in paths[:count]]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -34,8 +65,10 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [line for line in commands(page) if line != "medistill demo"]
     if any(map(REAL.search, lines)) and not os.environ.get("MEDISTILL_DATA"):
         pytest.skip("set MEDISTILL_DATA to run the commands on real data")
+    if page.name == "medical.md":
+        write_lists(tmp_path, Path(os.environ["MEDISTILL_DATA"]))
     for line in lines:
-        words = shlex.split(line)[1:]
+        words = shlex.split(os.path.expandvars(line))[1:]
         monkeypatch.setattr("sys.argv", ["medistill", *words])
         result = CliRunner().invoke(app, [*words, *SHORT.get(words[0], [])])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
