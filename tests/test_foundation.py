@@ -355,6 +355,13 @@ def test_shares_sum_to_the_budget_and_are_near_the_exact_ones(
         assert all(abs(a - b) < 1 for a, b in zip(counts, exact, strict=True))
 
 
+def test_what_small_classes_take_is_given_by_those_that_have_most_too_much() -> None:
+    # 0.1, 0.1, 0.1, 4 and 5.7 of 10: three take 1, so 4 and then 5 (of 5.7) give one each.
+    kind = dataclasses.replace(card(), classes=tuple("abcde"))
+    budget = Budget(images=10, share="proportional", small="whole")
+    assert budget.counts(kind, [100, 100, 100, 4000, 5700]) == (1, 1, 1, 3, 4)
+
+
 def test_multi_label_images_have_no_share() -> None:
     several = dataclasses.replace(card(), task="multi-label")
     assert Budget(images=1).total(several) == 1

@@ -192,7 +192,8 @@ def _make_room(folder: Path, size: int, path: Path) -> None:
     """Remove the oldest decoded sets until the new one fits the limit; refuse a full disk."""
     limit = int(os.environ.get("MEDISTILL_CACHE_BYTES", KEEP))
     mine = {path.with_suffix(".half"), path.with_suffix(".done"), path.with_suffix(".lock")}
-    held = sorted((f for f in folder.iterdir() if f not in mine), key=lambda f: f.stat().st_mtime)
+    done = (file for file in folder.glob("*.pixels") if file != path)
+    held = sorted(done, key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in held)
     while held and total + size > limit:
         total -= held[0].stat().st_size
