@@ -234,6 +234,26 @@ def test_students_trained_at_once_are_those_trained_in_turn(
     assert len(trained) == 6
 
 
+@pytest.mark.parametrize(("task", "chosen"), [("multi-label", 0.03), ("multi-class", 1e-5)])
+def test_the_score_that_chooses_fits_the_task(
+    task: str, chosen: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "phantom:n=60,size=16,classes=3,task=" + task
+    splits = load(name)
+    made = distill(Random(), Task(splits.train, Budget(images=6), SMALL), seed=0)
+    base = dataclasses.replace(made.recipe, steps=16, stop=16)
+    calls: list[None] = []
+
+    def scored(*_: Any) -> dict[str, Any]:
+        calls.append(None)
+        second = len(calls) > 4  # four marks for each of two rates
+        return {"accuracy": 0.5, "balanced_accuracy": 1.0 - second, "auc": 0.0 + second}
+
+    monkeypatch.setattr(arms, "evaluate_task", scored)
+    _, recipe = arm_rows(synthetic_arm(made), splits, base, SMALL, seeds=(), rates=RATES)
+    assert recipe["lr"] == chosen
+
+
 # --- the cache ----------------------------------------------------------------------------------
 
 

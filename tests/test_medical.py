@@ -213,9 +213,14 @@ def test_an_ordinal_table_keeps_the_order_it_is_told(tmp_path: Path) -> None:
 def test_identical_images_of_two_patients_hold_both_together(tmp_path: Path) -> None:
     rows = many(tmp_path)
     shutil.copy(tmp_path / "images/000.png", tmp_path / "images/001.png")  # P0 and P1
-    splits = load(f"csv:{table(tmp_path / 'set.csv', [['path', 'label', 'patient'], *rows])}")
-    held = [{0, 1} & set(part.groups.tolist()) for part in splits if part.groups is not None]
-    assert sorted(map(len, held)) == [0, 0, 2]
+    path = table(tmp_path / "set.csv", [["path", "label", "patient"], *rows])
+    where = []
+    for seed in range(8):
+        splits = load(f"csv:{path}", seed=seed)
+        held = [{0, 1} & set(part.groups.tolist()) for part in splits if part.groups is not None]
+        assert sorted(map(len, held)) == [0, 0, 2]
+        where.append([len(part) for part in held].index(2))
+    assert len(set(where)) > 1
 
 
 # --- datalist -----------------------------------------------------------------------------------
@@ -486,6 +491,12 @@ def test_patches_lie_round_their_organ(tmp_path: Path) -> None:
     for part in splits:
         bright = part.images.float().mean((1, 2, 3)) / 65535
         assert torch.equal(bright > 0.6, part.labels == 0)  # (300 - 150 + 200) / 400 = 0.875
+    # Round (z, 6, 6) a patch of 20 begins 4 voxels outside the volume: black there.
+    wide = load(f"nifti:{image};labels={labels};size=20;by=image;window=0,2000;classes=3|7")
+    edge = wide.train.images[wide.train.labels == 0]
+    assert (edge[:, 0, :4] == 0).all()
+    assert (edge[:, 0, :, :4] == 0).all()
+    assert (edge[:, 0, 4:, 4:].float() > 0).all()
     cubes = load(f"nifti:{image};labels={labels};size=8;dims=3;by=image")
     assert cubes.train.card.shape == (8, 8, 8)
 
@@ -833,7 +844,7 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     originals = [smooth(i) for i in range(40)]
     draw = torch.Generator().manual_seed(0)
     noisy = [(x + 0.02 * torch.randn(x.shape, generator=draw)).clamp(0, 1) for x in originals[:5]]
-    brighter = [(x + 0.2).clamp(0, 1) for x in originals[5:8]]
+    brighter = [0.9 * x + 0.09 for x in originals[5:8]]
     train = set_of(originals, [0, 1] * 20)
     val = set_of([*noisy, *brighter, originals[9]], [0] * 9)
     splits = Splits(train, val, set_of([smooth(99)], [0]))
@@ -860,7 +871,7 @@ def test_what_tells_the_class_without_the_picture_is_found(kind: str) -> None:
         for i, label in enumerate(labels):
             image = 0.2 + 0.5 * smooth(start + i)
             if kind == "border":
-                image[:, 0] = image[:, -1] = 0.05 + 0.1 * label
+                image[:, 0] = image[:, -1] = 0.4 + 0.1 * label  # within the range of the others
             if kind == "range":
                 image[:, 16, 16] = 0.9 + 0.1 * label
             images.append(image)
@@ -874,7 +885,7 @@ def test_what_tells_the_class_without_the_picture_is_found(kind: str) -> None:
         "border": "the border",
         "range": "the range of intensities",
     }
-    assert (names[kind] in told) if kind in names else told == []
+    assert told == ([names[kind]] if kind in names else [])
 
 
 # --- through every verb -------------------------------------------------------------------------

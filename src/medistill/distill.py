@@ -179,7 +179,7 @@ def run_record(run: Run) -> Json:
         "settings": to_record(run.method),
         "seed": run.seed,
         "budget": to_record(run.task.budget),
-        "ipc": run.task.ipc,
+        "ipc": run.task.ipc if run.task.counts else None,  # several labels: no class of its own
         "images": run.task.total,
         "counts": list(run.task.counts),
         "backbone": to_spec(run.task.backbone),
