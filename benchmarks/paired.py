@@ -1,6 +1,6 @@
 """Whether a method improves on what it began with, seed by seed, at ten images per class.
 
-    python benchmarks/paired.py run [--worker I N]
+    python benchmarks/paired.py run [--only METHOD] [--worker I N]
     python benchmarks/paired.py show
 
 A seed of synthesis fixes the real images that a method starts from; how good that draw is moves a
@@ -115,14 +115,15 @@ def key(told: Comparison, seed: int) -> tuple[object, ...]:
     return told.dataset, told.backbone, tuple(sorted(told.steps.items())), seed
 
 
-def run(place: int, workers: int) -> None:
+def run(only: str | None, place: int, workers: int) -> None:
     """Measure what is missing; worker `place` of `workers` takes every n-th line."""
     torch.set_num_threads(1)
     folder = Path(tempfile.gettempdir()) / "medistill-main-job"
     folder.mkdir(exist_ok=True)
     where = main_job.sources(folder)
     loaded: dict[str, Splits] = {}
-    jobs = [(told, seed) for seed in range(SEEDS) for told in COMPARISONS]
+    wanted = [told for told in COMPARISONS if only is None or only in told.steps]
+    jobs = [(told, seed) for seed in range(SEEDS) for told in wanted]
     for told, seed in jobs[place::workers]:
         done = {
             key(Comparison(row["dataset"], row["backbone"], row["steps"]), row["seed"])
@@ -198,12 +199,13 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("--only", choices=list(METHODS))
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"))
     given = parser.parse_args()
     if given.what == "show":
         print("\n".join(lines()))
     else:
-        run(*given.worker)
+        run(given.only, *given.worker)
 
 
 if __name__ == "__main__":

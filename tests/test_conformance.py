@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from medistill import conformance
+from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.conformance import CHECKS, Check, check_method
+from medistill.distill import distill
 from medistill.errors import MedistillError
 from medistill.methods import DM, METHODS, Log, Method, Task
 from medistill.records import State
@@ -36,6 +39,23 @@ def test_every_method_passes(kind: type[Method], check: Check) -> None:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_bank_of_networks_passes(check: Check) -> None:
     check(lambda: DM(bank=2, iterations=24))
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
+def test_every_method_takes_volumes(kind: type[Method]) -> None:
+    flat = conformance.toy(counts=(6, 6))
+    images = flat.images.unsqueeze(2).expand(-1, -1, 8, -1, -1).contiguous()
+    card = dataclasses.replace(flat.card, shape=(8, 8, 8))
+    real = dataclasses.replace(flat, images=images, card=card)
+    task = Task(real, Budget(ipc=2), ConvNet(1, 8))
+    method = short(kind)()
+    start = method.init(dataclasses.replace(task, prepared=method.prepare(task, Rng(0))), Rng(0))
+    made = distill(method, task, seed=0, steps=3)
+    assert made.images.shape == (4, 1, 8, 8, 8)
+    assert made.images.isfinite().all()
+    if method.steps(task):
+        before = method.finish(start, task, Rng(0)).images
+        assert not torch.equal(made.images, before)
 
 
 def test_the_suite_holds_every_check() -> None:

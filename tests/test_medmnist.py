@@ -16,6 +16,7 @@ import torch
 
 from medistill.data import fetch, load, medmnist, medmnist_table, names, npz
 from medistill.data.medmnist_table import TABLE
+from medistill.data.npz import SPLITS
 from medistill.errors import DataError, MedistillError, RunRefused
 
 Arrays = dict[str, np.ndarray]
@@ -169,8 +170,8 @@ def _label_axes(content: Arrays) -> None:
     ("spoil", "words"),
     [
         (_key, "no val_labels; found test_images"),
-        (_dtype, "found int32 images; expected uint8"),
-        (_nan, "float64 images with 2 NaN pixels"),
+        (_dtype, "found int32 images; expected uint8, uint16"),
+        (_nan, "float64 images with 2 pixels that are not finite"),
         (_range, "found label 255"),
         (_negative, "labels from -1"),
         (_float_labels, "labels of type float64"),
@@ -258,6 +259,27 @@ def test_large_arrays_that_are_not_compressed_stay_in_their_file(
     before = (tmp_path / "plain.npz").read_bytes()
     mapped.train.images[:] = 0
     assert (tmp_path / "plain.npz").read_bytes() == before
+
+
+def test_sixteen_bits_floats_and_patients(tmp_path: Path) -> None:
+    content = arrays()
+    deep = {k: v.astype(np.uint16) * 257 if "images" in k else v for k, v in content.items()}
+    unit = {k: v / 255 if "images" in k else v for k, v in content.items()}
+    people = {f"{name}_groups": np.arange(len(content[f"{name}_images"])) // 2 for name in SPLITS}
+    plain = load(str(write(tmp_path / "a.npz", content)))
+    for other in (deep, unit):
+        found = load(str(write(tmp_path / "b.npz", {**other, **people})))
+        assert found.train.images.dtype == torch.uint16
+        index = torch.arange(len(plain.train))
+        torch.testing.assert_close(found.train.normalized(index), plain.train.normalized(index))
+        assert found.train.groups is not None
+        assert found.train.groups.tolist() == [i // 2 for i in range(len(plain.train))]
+    unit["val_images"] = unit["val_images"] * 2
+    with pytest.raises(DataError, match=r"val: found intensities from .* expected floats from 0"):
+        load(str(write(tmp_path / "c.npz", unit)))
+    people["test_groups"] = people["test_groups"][1:]
+    with pytest.raises(DataError, match="found test_groups"):
+        load(str(write(tmp_path / "d.npz", {**content, **people})))
 
 
 def test_a_mapped_set_does_not_fill_the_memory(tmp_path: Path) -> None:

@@ -40,8 +40,10 @@ def load(source: Source, where: Where) -> Splits:
 def read(path: Path, card: Card | None = None) -> Splits:
     """Read train, val and test from keys such as `train_images` and `train_labels`.
 
-    Without a card, classes are named by their numbers and the task follows from the labels.
-    Shapes: images uint8 [n, h, w], [n, h, w, 3] or [n, d, h, w]; labels [n], [n, 1] or [n, k].
+    `train_groups` and so on, whole numbers [n], tell patients apart. Without a card, classes are
+    named by their numbers and the task follows from the labels.
+    Shapes: images uint8, uint16, or floats from 0 to 1 (kept as 16 bits), [n, h, w], [n, h, w, 3]
+    or [n, d, h, w]; labels [n], [n, 1] or [n, k].
     Raises: DataError when the file is missing, no npz, truncated, too large for the memory,
     or when a key is missing or holds something else.
     """
@@ -57,6 +59,8 @@ def read(path: Path, card: Card | None = None) -> Splits:
                 for name in SPLITS
                 for what in ("images", "labels")
             }
+            told = {f"{name}_groups" for name in SPLITS} & set(_sizes(archive))
+            people = {n.split("_")[0]: _array(archive, f"{n}.npy", path) for n in sorted(told)}
     except _BROKEN as error:
         raise DataError(
             f"{path} is damaged or no .npz file ({error}); expected a whole one"
@@ -65,11 +69,13 @@ def read(path: Path, card: Card | None = None) -> Splits:
     images = {name: _images(arrays.pop(f"{name}_images"), f"{path}: {name}") for name in SPLITS}
     labels = {name: _labels(arrays.pop(f"{name}_labels"), f"{path}: {name}") for name in SPLITS}
     card = card or _card(path, images["train"], labels)
-    return Splits(*(RealSet(images[n], labels[n], card, file=files[n]) for n in SPLITS))
+    groups = _groups(people, images, path)
+    parts = (RealSet(images[n], labels[n], card, groups.get(n), file=files[n]) for n in SPLITS)
+    return Splits(*parts)
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+    sizes = _sizes(archive)
     for key in (f"{name}_{what}" for name in SPLITS for what in ("images", "labels")):
         if key not in sizes:
             found = ", ".join(sorted(sizes)) or "nothing"
@@ -83,6 +89,10 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             f"{path}: found {needed} bytes of arrays; expected at most the memory, "
             f"{memory} bytes: choose a smaller edition, or save it with numpy.savez, uncompressed"
         )
+
+
+def _sizes(archive: zipfile.ZipFile) -> dict[str, int]:
+    return {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
 
 
 def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
@@ -127,11 +137,12 @@ def _start(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _images(array: Array, where: str) -> Tensor:
-    if array.dtype != np.uint8:
-        # NaN is named on its own: rescaling, the usual cure, would not mend it.
-        broken = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-        found = f"{array.dtype} images" + (f" with {broken} NaN pixels" if broken else "")
-        raise DataError(f"{where}: found {found}; expected uint8: save intensities as 0 to 255")
+    if array.dtype.kind == "f":
+        array = _sixteen(array, where)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{where}: found {array.dtype} images; expected uint8, uint16, or floats from 0 to 1"
+        )
     mapped = isinstance(array, np.memmap)
     if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] > 3):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
@@ -142,6 +153,39 @@ def _images(array: Array, where: str) -> Tensor:
         f"{where}: found images of shape {array.shape}; expected (n, h, w), (n, h, w, 3) or "
         "(n, d, h, w)"
     )
+
+
+def _sixteen(array: Array, where: str) -> Array:
+    """Return intensities from 0 to 1 as 16-bit numbers."""
+    # NaN is named on its own: rescaling, the usual cure of a wrong range, would not mend it.
+    broken = int((~np.isfinite(array)).sum())
+    if broken:
+        raise DataError(
+            f"{where}: found {array.dtype} images with {broken} pixels that are not finite; "
+            "expected numbers"
+        )
+    if array.size and not 0 <= float(array.min()) <= float(array.max()) <= 1:
+        raise DataError(
+            f"{where}: found intensities from {array.min():g} to {array.max():g}; expected floats "
+            "from 0 to 1: scale them"
+        )
+    return (array * 65535 + 0.5).astype(np.uint16)
+
+
+def _groups(arrays: dict[str, Array], images: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the patients of each split, numbered across all of them, where the file has them."""
+    if not arrays:
+        return {}
+    for name in SPLITS:
+        found = arrays.get(name)
+        if found is None or found.dtype.kind not in "uib" or found.shape != (len(images[name]),):
+            raise DataError(
+                f"{path}: found {name}_groups {'' if found is None else found.shape}; expected a "
+                f"whole number for each of {len(images[name])} images, in every split or in none"
+            )
+    _, numbers = np.unique(np.concatenate([arrays[n] for n in SPLITS]), return_inverse=True)
+    parts = torch.from_numpy(numbers).long().split([len(images[n]) for n in SPLITS])
+    return dict(zip(SPLITS, parts, strict=True))
 
 
 def _labels(array: Array, where: str) -> Tensor:
