@@ -363,6 +363,6 @@ def test_a_network_of_monai_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) 
         backbone("monai:densenet121").build(card, Rng(0).at("network"))
     with pytest.raises(UsageError, match="did you mean densenet121"):
         backbone("monai:densnet121")
-    monkeypatch.setitem(sys.modules, "monai.networks", None)
+    monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
     with pytest.raises(UsageError, match=r"medistill\[medical\]"):
         backbone("monai:resnet18").build(card, Rng(0).at("network"))

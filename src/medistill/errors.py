@@ -9,6 +9,8 @@ MedistillError          exit code 1
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 
 class MedistillError(Exception):
@@ -39,6 +41,20 @@ class RunRefused(MedistillError):
     """A run was refused before it started, or stopped, so that nothing is lost or overwritten."""
 
     exit_code = 5
+
+
+def extra(module: str, name: str) -> Any:
+    """Import a library that the extra `name` brings.
+
+    Raises: UsageError that names the extra when the library is not there.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        top = module.partition(".")[0]
+        raise UsageError(
+            f"found no {top}; expected the extra {name}: pip install 'medistill[{name}]'"
+        ) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

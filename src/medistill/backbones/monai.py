@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..errors import UsageError, nearest
+from ..errors import UsageError, extra, nearest
 from .base import Backbone
 
 NAMES = (
@@ -56,19 +56,9 @@ class Monai(Backbone):
         return body
 
 
-def _nets() -> Any:
-    try:
-        from monai.networks import nets
-    except ImportError:
-        raise UsageError(
-            "found no monai; expected the extra medical: pip install 'medistill[medical]'"
-        ) from None
-    return nets
-
-
 def _body(name: str, dimensions: int, channels: int) -> nn.Module:
     """Build on no device, so that no number is drawn."""
-    make: Callable[..., nn.Module] = getattr(_nets(), name)
+    make: Callable[..., nn.Module] = getattr(extra("monai.networks.nets", "medical"), name)
     with torch.device("meta"):
         if name.startswith("dense"):
             whole = make(spatial_dims=dimensions, in_channels=channels, out_channels=2)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, extra
 from ..progress import progress
 from ..records import to_record
 from ..rng import Rng
 from ..sets import Card, Splits
 from .decode import decoded, stamp_of
 from .files import DICOM, RULE_OPTIONS, Array, Rule, ending, fitted, rule_of, spread, windowed
-from .listed import by_of
+from .listed import by_of, intensity_of
 from .source import Source, Where
 from .table import Item, assembled, classes_of, task_of
 
@@ -26,20 +26,6 @@ OPTIONS = (*RULE_OPTIONS, "label", "by", "task", "classes", "limit", "least")
 NO_IMAGES = ("Segmentation", "SR", "Presentation State", "Encapsulated", "RT ", "Waveform")
 RISKS = ("burned in", "secondary capture", "overlay", "private")
 LABELS = ("folder", "Modality", "BodyPartExamined", "SeriesDescription", "ProtocolName")
-
-
-def pydicom() -> Any:
-    """Return the library that reads DICOM.
-
-    Raises: UsageError when it is not installed.
-    """
-    try:
-        import pydicom as library
-    except ImportError:
-        raise UsageError(
-            "found no pydicom; expected the extra medical: pip install 'medistill[medical]'"
-        ) from None
-    return library
 
 
 @dataclass(frozen=True)
@@ -126,16 +112,12 @@ def load(source: Source, where: Where) -> Splits:
 def _splits(
     items: list[Item], series: list[Series], rule: Rule, top: Path, source: Source, where: Where
 ) -> Splits:
-    given = source.options.get("classes", "")
-    classes = classes_of(items, [part.strip() for part in given.split("|")] if given else [])
+    classes = classes_of(items, source.listed("classes"))
     task, by = task_of(source, items, classes), by_of(source)
     first = read_series(series[0])
     shape, dtype = first.shape[1:], first.dtype
     found = decoded(series, read_series, shape, dtype, to_record(rule))
     kinds = sorted({one.headers[0].values.get("Modality", "") for one in series})
-    window = "window of the header, else the 0.5th to 99.5th percentile of the series"
-    if rule.window is not None:
-        window = f"window center {rule.window[0]:g} width {rule.window[1]:g}"
     card = Card(
         name=top.resolve().name,
         task=task,
@@ -143,7 +125,7 @@ def _splits(
         channels=shape[0],
         shape=tuple(shape[1:]),
         modality=", ".join(filter(None, kinds)),
-        intensity=f"rescaled, {window}, to 0..1, 16 bit" if dtype == np.uint16 else "8 bit / 255",
+        intensity=intensity_of(rule, dtype, ".dcm"),
     )
     facts = {
         name: torch.tensor([value for one in series for value in _per_image(one, name)])
@@ -237,7 +219,7 @@ def read_header(path: str) -> Header:
 
     Raises: DataError when the file is no DICOM image.
     """
-    library = pydicom()
+    library = extra("pydicom", "medical")
     try:
         data = library.dcmread(path, stop_before_pixels=True)
     except (library.errors.InvalidDicomError, *_BROKEN) as error:
@@ -340,7 +322,7 @@ def _values(path: str, rule: Rule) -> tuple[Array, tuple[float, float] | None, b
 
     Raises: DataError when the pixels cannot be read.
     """
-    library = pydicom()
+    library = extra("pydicom", "medical")
     try:
         data = library.dcmread(path)
         pixels = data.pixel_array

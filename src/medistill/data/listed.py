@@ -13,7 +13,7 @@ from ..records import to_record
 from ..rng import Rng
 from ..sets import Card, Splits
 from .decode import decoded, stamp_of
-from .files import VOLUMES, Array, Rule, ending, read, rule_of
+from .files import PICTURES, VOLUMES, Array, Rule, ending, read, rule_of
 from .source import Source, Where
 from .table import Item, assembled, classes_of, task_of
 
@@ -51,8 +51,7 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
         except DataError as error:
             raise DataError(f"{one.what}: {error}") from None
     items = [one.item for one in listed]
-    given = source.options.get("classes", "")
-    classes = classes_of(items, [part.strip() for part in given.split("|")] if given else [])
+    classes = classes_of(items, source.listed("classes"))
     task = task_of(source, items, classes)
     by = by_of(source)
     rule = rule_of(source, 3 if ending(listed[0].path) in VOLUMES else 2)
@@ -66,7 +65,7 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
         classes=classes,
         channels=shape[0],
         shape=tuple(shape[1:]),
-        intensity=intensity_of(rule, dtype),
+        intensity=intensity_of(rule, dtype, ending(listed[0].path)),
     )
     rng = Rng(where.seed).child(source.kind)
     return assembled(items, found, card, rng, by, sizes(listed))
@@ -88,10 +87,17 @@ def sizes(listed: Sequence[Listed]) -> dict[str, torch.Tensor]:
     return {"file bytes": torch.tensor([stamp_of(one.path)[1] for one in listed])}
 
 
-def intensity_of(rule: Rule, dtype: np.dtype[Any]) -> str:
-    """Say in words by what rule stored values became intensities."""
-    how = "8-bit values / 255" if dtype == np.uint8 else "16-bit values / 65535"
-    if rule.window is not None:
+def intensity_of(rule: Rule, dtype: np.dtype[Any], kind: str) -> str:
+    """Say in words by what rule the stored values of files with an ending became intensities."""
+    if dtype == np.uint8:
+        how = "8-bit values / 255"
+    elif kind in PICTURES:
+        how = "16-bit values / 65535"
+    elif kind in VOLUMES:
+        how = "0.5th to 99.5th percentile of the volume to 0..1, 16 bit"
+    else:
+        how = "rescaled, header's window (else 0.5th to 99.5th percentile) to 0..1, 16 bit"
+    if rule.window is not None and kind not in PICTURES:
         how = f"window center {rule.window[0]:g} width {rule.window[1]:g} to 0..1, 16 bit"
     fit = f"; {rule.fit} to {'x'.join(map(str, rule.shape))}" if rule.shape else ""
     step = f"; {'x'.join(f'{s:g}' for s in rule.spacing)} mm" if rule.spacing else ""

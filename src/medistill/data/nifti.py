@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, extra
 from ..records import to_record
 from ..rng import Rng
 from ..sets import Card, Splits
@@ -22,20 +22,6 @@ from .table import Item, assembled, classes_of
 OPTIONS = (*RULE_OPTIONS, "labels", "start", "by", "task", "classes", "least")
 PATCH = 32
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError)
-
-
-def nibabel() -> Any:
-    """Return the library that reads NIfTI.
-
-    Raises: UsageError when it is not installed.
-    """
-    try:
-        import nibabel as library
-    except ImportError:
-        raise UsageError(
-            "found no nibabel; expected the extra medical: pip install 'medistill[medical]'"
-        ) from None
-    return library
 
 
 def load(source: Source, where: Where) -> Splits:
@@ -79,7 +65,7 @@ def opened(path: str) -> Any:
 
     Raises: DataError when the file is no whole volume of three dimensions.
     """
-    library = nibabel()
+    library = extra("nibabel", "medical")
     try:
         found = library.load(path)
     except (library.filebasedimages.ImageFileError, *_BROKEN) as error:
@@ -117,7 +103,6 @@ def _spaced(found: Any, spacing: tuple[float, ...], path: str, order: int) -> An
     """Return a volume resampled to voxels of `spacing` millimeters (right, anterior, superior)."""
     if not spacing:
         return found
-    nibabel()
     from nibabel.processing import resample_to_output
 
     values = _numbers(found, path)
@@ -152,8 +137,7 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
         rule = replace(rule, shape=(PATCH,) * rule.dims)
     least = source.integer("least", 500, 1, 1 << 40)
     start = source.integer("start", 0, 0, 1 << 20) if "start" in source.options else None
-    given = source.options.get("classes", "")
-    wanted = [part.strip() for part in given.split("|")] if given else []
+    wanted = source.listed("classes")
     jobs: list[Patches] = []
     items: list[Item] = []
     for image, labels in _pairs(top, Path(source.options["labels"]).expanduser()):
@@ -174,15 +158,9 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
         channels=1,
         shape=rule.shape,
         flips=False,  # a mirrored body has its liver on the left
-        intensity=_told(rule),
+        intensity=intensity_of(replace(rule, shape=()), np.dtype(np.uint16), ".nii"),
     )
     return assembled(items, whole, card, Rng(where.seed).child("nifti"), by_of(source))
-
-
-def _told(rule: Rule) -> str:
-    if rule.window is not None:
-        return intensity_of(replace(rule, shape=()), np.dtype(np.uint16))
-    return "0.5th to 99.5th percentile of the volume to 0..1, 16 bit"
 
 
 def _pairs(top: Path, labels: Path) -> list[tuple[str, str]]:
@@ -208,7 +186,7 @@ def _grids(
     image: str, labels: str, spacing: tuple[float, ...], start: int | None
 ) -> tuple[Array, Array]:
     """Return intensities and labels [d, h, w] on the grid of the label map."""
-    library = nibabel()
+    library = extra("nibabel", "medical")
     from nibabel.processing import resample_from_to
 
     held, told = opened(image), opened(labels)

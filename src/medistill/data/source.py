@@ -54,6 +54,10 @@ class Source:
             raise UsageError(f"{self.kind}: found {key}={value:g}; expected a whole number")
         return int(value)
 
+    def listed(self, key: str) -> list[str]:
+        """Return the parts of an option that stand apart by `|`; none where it is not given."""
+        return [part.strip() for part in self.options.get(key, "").split("|") if part.strip()]
+
     def check(self, known: Collection[str]) -> None:
         """Refuse options that the kind does not have.
 
