@@ -888,6 +888,24 @@ def test_what_tells_the_class_without_the_picture_is_found(kind: str) -> None:
     assert told == ([names[kind]] if kind in names else [])
 
 
+def test_shortcuts_of_many_pixels_are_looked_for_in_pieces() -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randint(0, 256, (24, 1, 1024, 1024), dtype=torch.uint8, generator=draw)
+    card = Card("wide", "binary", ("a", "b"), 1, (1024, 1024))
+    part = RealSet(wide, torch.arange(24) % 2, card)
+    assert len(list(part.blocks())) == 2  # of 2^24 pixels
+    assert shortcuts.found(Splits(part, part.take(torch.arange(12)), part)) is not None
+
+
+def test_sixteen_bits_become_eight_in_a_combined_set(tmp_path: Path) -> None:
+    hospital(tmp_path / "scans")
+    one = load(f"dicom:{tmp_path / 'scans'}")
+    both = load(f"combine:(dicom:{tmp_path / 'scans'}),(phantom:n=40,size=16);labels=keep")
+    mine = both.train.images[: len(one.train)].float() / 255
+    torch.testing.assert_close(mine, one.train.images.float() / 65535, atol=0.002, rtol=0)
+    assert "header's window" in both.train.card.intensity
+
+
 # --- through every verb -------------------------------------------------------------------------
 
 

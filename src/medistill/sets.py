@@ -19,7 +19,8 @@ from .pixels import normalize, tiles_of
 from .records import Json, canonical, from_record, load_state, save_state, to_record
 
 FULL = {torch.uint8: 255, torch.uint16: 65535}  # what is stored for intensity 1
-BLOCK = 1024  # images read at once where a whole set is
+BLOCK = 1024  # images read at once where a whole set is, or fewer:
+BLOCK_PIXELS = 2**24
 TaskKind = Literal["binary", "multi-class", "ordinal", "multi-label"]
 Start = Literal["noise", "real", "class-mean"]
 Loss = Literal["cross-entropy", "ordinal", "binary-cross-entropy"]
@@ -154,7 +155,8 @@ class RealSet:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the images as stored, in order and in blocks; each is gone when the next comes."""
-        for block in self.images.split(BLOCK):
+        size = max(1, min(BLOCK, BLOCK_PIXELS // max(1, self.images[:1].numel())))
+        for block in self.images.split(size):
             yield block
             self._give_back()
 

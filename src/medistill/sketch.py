@@ -372,5 +372,5 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
 def _kind(card: Card) -> Json:
     """Return what images of two sets must share: what a network sees of them."""
     record = to_record(card)
-    names = ("task", "classes", "channels", "shape", "mean", "std", "flips")
+    names = ("task", "classes", "channels", "shape", "mean", "std", "flips", "intensity")
     return {name: record[name] for name in names}

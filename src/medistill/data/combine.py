@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import DataError, UsageError
 from ..rng import Rng
-from ..sets import Card, RealSet, Splits
+from ..sets import FULL, Card, RealSet, Splits
 from .source import Source, Where, split_outside
 
 OPTIONS = ("labels", "size", "n")
@@ -18,7 +18,8 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
     """Pool the sources that `inner` loads; train stays train, val stays val, test stays test.
 
     By default a source is a class. A source with options of its own stands in parentheses.
-    Grey images are repeated into three channels where any source has color. Options:
+    Grey images are repeated into three channels where any source has color; 16 bits become 8.
+    Options:
 
         labels=keep   all classes of all sources, as "source: class"
         size=N        side of the images; default the smallest of all sides (area interpolation)
@@ -99,6 +100,7 @@ def _card(cards: Sequence[Card], side: int, keep: bool) -> Card:
         citation=joined([card.citation for card in cards]),
         url=joined([card.url for card in cards]),
         flips=all(card.flips for card in cards),
+        intensity=joined([card.intensity for card in cards]),
     )
 
 
@@ -111,12 +113,15 @@ def _limited(splits: Splits, limit: int, rng: Rng) -> Splits:
 
 
 def _fitted(images: Tensor, card: Card) -> Tensor:
-    """Bring uint8 images to the card's shape and channels, in blocks."""
-    if tuple(images.shape[2:]) != card.shape:
-        blocks = [
-            interpolate(block.float(), size=card.shape, mode="area").round_().to(torch.uint8)
-            for block in images.split(256)
-        ]
+    """Bring images to the card's shape and channels and to 8 bits, in blocks."""
+    if tuple(images.shape[2:]) != card.shape or images.dtype != torch.uint8:
+        scale = 255 / FULL[images.dtype]
+        blocks = []
+        for block in images.split(256):
+            pixels = block.float() * scale
+            if tuple(pixels.shape[2:]) != card.shape:
+                pixels = interpolate(pixels, size=card.shape, mode="area")
+            blocks.append(pixels.round_().to(torch.uint8))
         images = torch.cat(blocks)
     if images.shape[1] < card.channels:
         images = images.expand(-1, card.channels, *images.shape[2:])

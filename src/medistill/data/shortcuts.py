@@ -62,7 +62,8 @@ def _facts(part: RealSet, index: torch.Tensor) -> dict[str, np.ndarray]:
     names: Sequence[str] = [name for name in (*STORED, *RISKS) if name in part.facts]
     stored = [part.facts[name][index].double() for name in names]
     border, ranges = [], []
-    for piece in index.split(256):
+    # Torch takes quantiles of at most 2^24 numbers.
+    for piece in index.split(max(1, min(256, 2**23 // part.images[0].numel()))):
         pixels = part.take(piece).images.float().div_(part.full).mean(1)
         edge = torch.cat([_side(pixels, axis, at) for axis in (-1, -2) for at in (0, -1)], 1)
         border.append(torch.stack([edge.mean(1), edge.std(1)], 1))
