@@ -284,7 +284,7 @@ def spoil(folder: Path) -> None:
     write_npz(folder / "good.npz")
     write_npz(folder / "nokey.npz", val_labels=None)
     pixels = np.random.default_rng(0).random((20, 16, 16))
-    write_npz(folder / "float.npz", train_images=pixels)
+    write_npz(folder / "float.npz", train_images=pixels * 400)
     write_npz(folder / "nan.npz", train_images=np.where(pixels > 0.9, np.nan, pixels))
     labels = np.arange(20) % 2
     write_npz(folder / "mark.npz", train_labels=np.where(labels, 255, 0))
@@ -344,8 +344,8 @@ BAD: dict[str, tuple[str, int, str]] = {
     "missing folder": (DISTILL.format("folder:absent"), 3, "found no folder absent"),
     "offline": (DISTILL.format("bloodmnist@128") + " --offline", 3, "bloodmnist"),
     "npz key": (DISTILL.format("nokey.npz"), 3, "has no val_labels"),
-    "npz type": (DISTILL.format("float.npz"), 3, "found float64 images; expected uint8"),
-    "NaN": (DISTILL.format("nan.npz"), 3, "NaN pixels"),
+    "npz type": (DISTILL.format("float.npz"), 3, "expected floats from 0 to 1"),
+    "NaN": (DISTILL.format("nan.npz"), 3, "pixels that are not finite"),
     "label above": (DISTILL.format("mark.npz"), 3, "found label 255"),
     "label below": (DISTILL.format("below.npz"), 3, "labels from -1"),
     "label words": (DISTILL.format("words.npz"), 3, "expected numbers"),

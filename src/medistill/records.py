@@ -27,9 +27,9 @@ def to_record(value: Any) -> Json:
     """Turn a dataclass into plain JSON types (tuples become lists).
 
     Example:
-        >>> from medistill.sets import Budget
+        >>> from medistill.budget import Budget
         >>> to_record(Budget(ipc=10))
-        {'ipc': 10, 'images': None, 'bytes': None}
+        {'ipc': 10, 'images': None, 'bytes': None, 'share': 'equal', 'small': 'refuse'}
     """
     record: Json = json.loads(json.dumps(dataclasses.asdict(value)))
     return record
