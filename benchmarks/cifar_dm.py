@@ -36,7 +36,7 @@ from medistill.rng import Rng
 from medistill.sets import Splits
 
 RESULTS = Path(__file__).parent / "results" / "cifar_dm.jsonl"
-IPC, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 1, 600, 1500
+IPC, STUDENTS, STUDENT_STEPS, FULL_STEPS = 10, 1, 600, 5000
 MARKS = (0, 300, 1000, 2000, 3000, 5000, 10_000, 20_000)
 COMPUTE = Compute("bfloat16", compile=True)
 SEED = 0
