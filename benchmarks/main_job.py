@@ -209,7 +209,8 @@ def run(only: str | None, budgets: list[int], place: int, workers: int) -> None:
 
 def table() -> None:
     """Write docs/results.md from the rows."""
-    import paired  # which measures with this file's settings
+    import paired  # both measure with what stands here
+    import volumes
 
     groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in read_rows():
@@ -229,7 +230,7 @@ def table() -> None:
             cells = [cell_text(rows, name, start, ipc) for ipc in budgets]
             if any(cells):
                 lines.append(f"| {name} | {start or '-'} | {' | '.join(cells)} |")
-    lines += paired.lines() + whole_runs() + cifar_curve() + sketch_tuning.lines()
+    lines += paired.lines() + volumes.lines() + whole_runs() + cifar_curve() + sketch_tuning.lines()
     path = Path(__file__).parents[1] / "docs" / "results.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)

@@ -803,6 +803,21 @@ def test_a_decoding_that_was_killed_goes_on(tmp_path: Path, small_memory: Path) 
     assert not list(small_memory.glob("*.half")) + list(small_memory.glob("*.done"))
 
 
+def test_a_script_without_a_guard_is_told_and_does_not_wait_for_itself(
+    tmp_path: Path, small_memory: Path
+) -> None:
+    path = table(tmp_path / "set.csv", [["path", "label", "patient"], *many(tmp_path)])
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"from medistill.data import decode, load\ndecode.IN_MEMORY = 0\nload({f'csv:{path}'!r})\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    words = [sys.executable, str(script)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    assert "if __name__ == '__main__':" in done.stderr
+
+
 def test_old_files_go_and_a_full_disk_is_refused(
     tmp_path: Path, small_memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
