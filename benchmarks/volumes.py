@@ -118,9 +118,9 @@ def lines() -> list[str]:
     return told
 
 
-ABOUT = f"""`python benchmarks/volumes.py run`: {STUDENT.name}, ten volumes per class, one synthesis of
-each method, three students of {STUDENT_STEPS} steps of {BATCH} volumes; percent, 95% t intervals over
-students (random: each with a draw of its own).
+ABOUT = f"""`python benchmarks/volumes.py run`: {STUDENT.name}, ten volumes per class, one synthesis
+of each method, three students of {STUDENT_STEPS} steps of {BATCH} volumes; percent, 95% t intervals
+over students (random: each with a draw of its own).
 """
 
 
