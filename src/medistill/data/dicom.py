@@ -24,6 +24,8 @@ from .table import Item, assembled, classes_of, task_of
 
 OPTIONS = (*RULE_OPTIONS, "label", "by", "task", "classes", "limit", "least")
 NO_IMAGES = ("Segmentation", "SR", "Presentation State", "Encapsulated", "RT ", "Waveform")
+# What pydicom raises on files that are cut off or hold nonsense.
+_BROKEN = (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, NotImplementedError)
 RISKS = ("burned in", "secondary capture", "overlay", "private")
 LABELS = ("folder", "Modality", "BodyPartExamined", "SeriesDescription", "ProtocolName")
 
@@ -275,9 +277,6 @@ def _risks(data: Any) -> tuple[str, ...]:
     )
 
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, NotImplementedError)
-
-
 def read_series(series: Series) -> Array:
     """Read a series as [slices, c, h, w], or [1, c, d, h, w] for volumes."""
     rule = series.rule
@@ -286,7 +285,7 @@ def read_series(series: Series) -> Array:
     window = rule.window or stacks[0][1]
     if window is None and stacks[0][2]:
         window = spread(np.concatenate([stack.ravel() for stack in values]))
-    images = [_shown(stack, window, data) for stack, data in zip(values, stacks, strict=True)]
+    images = [_shown(stack, window, gray) for stack, _, gray in stacks]
     where = series.headers[0].path
     if rule.dims == 3:
         return fitted(np.moveaxis(np.concatenate(images), 0, 1), rule, where)[None]
@@ -299,7 +298,7 @@ def read_instance(path: str, rule: Rule) -> Array:
     window = rule.window or window
     if window is None and gray:
         window = spread(stack)
-    frames = _shown(stack, window, (stack, window, gray))
+    frames = _shown(stack, window, gray)
     if rule.dims == 3:
         volume: Array = np.moveaxis(frames, 0, 1)
         return volume
@@ -309,9 +308,9 @@ def read_instance(path: str, rule: Rule) -> Array:
     return first
 
 
-def _shown(stack: Array, window: tuple[float, float] | None, of: tuple[Any, ...]) -> Array:
+def _shown(stack: Array, window: tuple[float, float] | None, gray: bool) -> Array:
     """Return frames [f, c, h, w] as intensities."""
-    if not of[2]:
+    if not gray:
         return np.moveaxis(stack, -1, 1)
     assert window is not None
     return windowed(stack, *window)[:, None]

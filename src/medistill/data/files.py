@@ -20,8 +20,10 @@ Fit = Literal["pad", "stretch"]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom", ".ima")
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 LEAST_SIDE, MOST_SIDE = 1, 4096
 
 
@@ -147,11 +149,16 @@ def read_picture(path: str, rule: Rule) -> Array:
             array = np.asarray(image.convert(modes.get(image.mode, image.mode)))
     except FileNotFoundError:
         raise DataError(f"found no file {path}; expected an image there") from None
-    except (*BROKEN, *_BOMB) as error:
-        raise DataError(
-            f"{path} is no whole image ({error}); expected one: replace or remove the file"
-        ) from None
+    except BROKEN as error:
+        raise no_whole_image(path, error) from None
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+
+def no_whole_image(path: str, error: BaseException) -> DataError:
+    """Return the error of a picture that cannot be decoded."""
+    return DataError(
+        f"{path} is no whole image ({error}); expected one: replace or remove the file"
+    )
 
 
 def fitted(array: Array, rule: Rule, what: str) -> Array:

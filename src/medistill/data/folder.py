@@ -1,9 +1,7 @@
 """`folder:PATH`: one sub-folder of images per class, with or without train, val and test above."""
 
 import os
-import struct
 import sys
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,17 +16,14 @@ from ..progress import progress
 from ..rng import Rng
 from ..sets import Card, Splits
 from .decode import decoded
-from .files import Array
+from .files import BROKEN, PICTURES, Array, no_whole_image
 from .listed import Listed
 from .source import Source, Where
 from .split import SHARES
 from .table import Item, assembled
 
 OPTIONS = ("size", "channels", "limit")
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _GREY = ("1", "L", "LA")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class _Item(NamedTuple):
@@ -99,15 +94,15 @@ def _items(top: Path) -> tuple[list[_Item], list[str]]:
             for folder, below, files in os.walk(label.path):
                 below[:] = sorted(name for name in below if not name.startswith((".", "__")))
                 shown = sorted(name for name in files if not name.startswith("."))
-                images = [name for name in shown if name.lower().endswith(ENDINGS)]
+                images = [name for name in shown if name.lower().endswith(PICTURES)]
                 ignored += len(shown) - len(images)
                 items += [_Item(os.path.join(folder, n), split, label.name) for n in images]
     if ignored:
-        print(f"{top}: ignored {ignored} files that are no {', '.join(ENDINGS)}", file=sys.stderr)
+        print(f"{top}: ignored {ignored} files that are no {', '.join(PICTURES)}", file=sys.stderr)
     if not items:
         raise DataError(
             f"found no images in sub-folders of {top}; expected one sub-folder per class with "
-            f"files {', '.join(ENDINGS)}"
+            f"files {', '.join(PICTURES)}"
         )
     return items, sorted(classes)
 
@@ -137,8 +132,8 @@ def _header(paths: Sequence[str], size: int, channels: int) -> tuple[int, tuple[
                     _check_depth(image, path)
                     sizes.setdefault(image.size, path)
                     grey &= image.mode in _GREY
-            except (*_BROKEN, *_BOMB) as error:
-                raise _broken(path, error) from None
+            except BROKEN as error:
+                raise no_whole_image(path, error) from None
             advance()
     if len(sizes) > 1 and not size:
         (a, one), (b, other) = list(sizes.items())[:2]
@@ -166,8 +161,8 @@ def _picture(one: Listed, *, mode: str, shape: tuple[int, int], pad: bool) -> Ar
     try:
         with Image.open(one.path) as opened:
             image = opened.convert(mode)
-    except (*_BROKEN, *_BOMB) as error:
-        raise _broken(one.path, error) from None
+    except BROKEN as error:
+        raise no_whole_image(one.path, error) from None
     pixels = np.asarray(_fit(image, shape) if pad else image).reshape(*shape, -1)
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))[None]
 
@@ -179,9 +174,3 @@ def _fit(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
     return image if image.size == shape else image.resize(shape, Image.Resampling.BILINEAR)
-
-
-def _broken(path: str, error: BaseException) -> DataError:
-    return DataError(
-        f"{path} is no whole image ({error}); expected one: replace or remove the file"
-    )

@@ -43,9 +43,10 @@ def inspect(splits: Splits) -> Json:
     private-tags (headers that say so). `count` is that of sets of images, and `surplus`, where it
     stands, that of images which could be left out.
     """
+    numbers = identical([part.blocks() for part in splits])
     findings = [
-        *_duplicates(splits),
-        *_near(splits),
+        *_duplicates(splits, numbers),
+        *_near(splits, numbers),
         *_groups(splits),
         *shortcuts.found(splits),
         *_risks(splits),
@@ -95,12 +96,11 @@ def _histogram(part: RealSet) -> list[float]:
     return [round(float(share), 6) for share in counts / max(1, counts.sum())]
 
 
-def _near(splits: Splits) -> list[Json]:
-    numbers = identical([part.blocks() for part in splits])
+def _near(splits: Splits, numbers: Sequence[Tensor]) -> list[Json]:
     names = [(name, i) for name, part in splits._asdict().items() for i in range(len(part))]
     leaks: list[str] = []
     within: list[str] = []
-    for one, other in near.pairs(splits, torch.cat(numbers)):
+    for one, other in near.pairs(splits, torch.cat(list(numbers))):
         kind = within if names[one][0] == names[other][0] else leaks
         kind.append(" ~ ".join(f"{name}[{i}]" for name, i in (names[one], names[other])))
     return [
@@ -144,9 +144,9 @@ def _named(places: Sequence[tuple[str, int]]) -> str:
     return " = ".join(f"{name}[{position}]" for name, position in places[:EXAMPLES])
 
 
-def _duplicates(splits: Splits) -> list[Json]:
+def _duplicates(splits: Splits, numbers: Sequence[Tensor]) -> list[Json]:
     """One count per set of identical images; a set may be a leak and a conflict at once."""
-    same = _members(splits, identical([part.blocks() for part in splits]))
+    same = _members(splits, numbers)
     labels = {name: part.labels for name, part in splits._asdict().items()}
     leaks, within, conflicts = [], [], []
     surplus = sum(len(places) - 1 for places in same)

@@ -45,11 +45,7 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
     Raises: DataError that names the entry when its file is missing or no whole image, or when
     images differ in shape or channels and no size is given.
     """
-    for one in listed:
-        try:
-            stamp_of(one.path)
-        except DataError as error:
-            raise DataError(f"{one.what}: {error}") from None
+    bytes_of = torch.tensor([_bytes(one) for one in listed])
     items = [one.item for one in listed]
     classes = classes_of(items, source.listed("classes"))
     task = task_of(source, items, classes)
@@ -68,7 +64,8 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
         intensity=intensity_of(rule, dtype, ending(listed[0].path)),
     )
     rng = Rng(where.seed).child(source.kind)
-    return assembled(items, found, card, rng, by, sizes(listed))
+    # What a model could cheat by is a fact of the image.
+    return assembled(items, found, card, rng, by, {"file bytes": bytes_of})
 
 
 def by_of(source: Source) -> str:
@@ -82,9 +79,12 @@ def by_of(source: Source) -> str:
     return by
 
 
-def sizes(listed: Sequence[Listed]) -> dict[str, torch.Tensor]:
-    """Return the bytes of each file: what a model could cheat by is a fact of the image."""
-    return {"file bytes": torch.tensor([stamp_of(one.path)[1] for one in listed])}
+def _bytes(one: Listed) -> int:
+    """Return the size of a file, which must be there."""
+    try:
+        return int(stamp_of(one.path)[1])
+    except DataError as error:
+        raise DataError(f"{one.what}: {error}") from None
 
 
 def intensity_of(rule: Rule, dtype: np.dtype[Any], kind: str) -> str:

@@ -7,12 +7,12 @@ import torch
 
 from ..records import Json
 from ..sets import RealSet, Splits
+from .dicom import RISKS
 
 MOST = 5000  # images that a tree learns from
 DEPTH = 4
 ABOVE = 0.25  # of the way from chance to certainty, from where a shortcut is told
 STORED = ("stored height", "stored width", "file bytes", "site")
-RISKS = ("burned in", "secondary capture", "overlay", "private")
 
 
 def found(splits: Splits) -> list[Json]:
