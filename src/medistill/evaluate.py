@@ -133,6 +133,7 @@ def evaluate_run(
     students: Sequence[Backbone] | None = None,
     seeds: Sequence[int],
     steps: int | None = None,
+    batch: int | None = None,
     command: str = "",
     cache: Path | None = None,
     compute: Compute = PLAIN,
@@ -141,7 +142,7 @@ def evaluate_run(
     """Evaluate the set of a run folder, write evaluation.json there and return its content.
 
     `students` are the backbone that distilled the set unless told otherwise; `steps` replaces the
-    length of the recipe's schedule; `compiling` decides whether training is compiled, by one step
+    length of the recipe's schedule and `batch` the images of a step; `compiling` decides whether training is compiled, by one step
     on full data for `auto` (as `compute` says where it is None).
     Raises: DataError when the folder holds no finished run.
     """
@@ -150,6 +151,8 @@ def evaluate_run(
     recipe = synthetic.recipe
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=steps, stop=steps)
+    if batch is not None:
+        recipe = dataclasses.replace(recipe, batch=batch)
     backbones = students or [from_spec(recipe.backbone)]
     if compiling is not None:
         step = partial(_one_step, backbones[0], splits.train, recipe, compute)

@@ -34,6 +34,9 @@ def evaluate(
     student_steps: Annotated[
         int | None, typer.Option(help="Length of the training schedule, in steps.")
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images in a training step; fewer for large volumes.")
+    ] = None,
     precision: Precision = "float32",
     compile: Compile = "auto",
     device: Device = "auto",
@@ -56,10 +59,9 @@ def evaluate(
     from ..errors import UsageError
     from ..evaluate import evaluate_run
 
-    if seeds < 1:
-        raise UsageError(f"found --seeds {seeds}; expected at least 1")
-    if student_steps is not None and student_steps < 1:
-        raise UsageError(f"found --student-steps {student_steps}; expected at least 1")
+    for flag, count in {"seeds": seeds, "student-steps": student_steps, "batch": batch}.items():
+        if count is not None and count < 1:
+            raise UsageError(f"found --{flag} {count}; expected at least 1")
     students = [read_backbone(name) for name in backbone or []]
     where = find_device(device)
     splits = load(data, root=data_root, offline=offline, seed=seed).to(where)
@@ -69,6 +71,7 @@ def evaluate(
         students=students or None,
         seeds=range(seeds),
         steps=student_steps,
+        batch=batch,
         command=command_line(),
         cache=cache_folder(),
         compute=Compute(precision),
