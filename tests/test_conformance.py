@@ -21,7 +21,20 @@ from medistill.sets import Start, SyntheticSet
 from third_party import ToMean
 
 # Short versions of the methods: the suite asks for no more steps than these.
-SHORT = {"iterations": 24, "feature_steps": 2, "batch_real": 8, "networks": 2, "frequencies": 16}
+SHORT = {
+    "iterations": 24,
+    "feature_steps": 2,
+    "batch_real": 8,
+    "networks": 2,
+    "frequencies": 16,
+    "experts": 2,
+    "student_steps": 3,
+    "max_start": 2,
+    "last": 1,
+    "last_grown": 2,
+    "grown_by": 10,
+    "lr_labels": 0.1,
+}
 
 
 def short(kind: type[Method]) -> Callable[[], Method]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import __version__
 from .backbones import Backbone, Network, to_spec
@@ -80,13 +81,22 @@ def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
     train, total = splits.train, len(synthetic)
     counts: list[int] = []
     if train.card.task != "multi-label":
-        counts = synthetic.labels.argmax(1).bincount(minlength=len(train.card.classes)).tolist()
+        counts = _by_weight(synthetic.labels)
 
     def of_seed(seed: int) -> Drawable:
         generator = Rng(seed).child("random arm").at("choice")
         return RealImages(train, choose(train, counts, total, generator))
 
     return Arm("random", total, f"images {counts or total}", of_seed)
+
+
+def _by_weight(labels: Tensor) -> list[int]:
+    """Return how many images of each class weigh as much as labels [m, k]: soft ones rounded."""
+    weight = labels.sum(0)
+    counts = weight.floor()
+    missing = len(labels) - int(counts.sum())
+    counts[(weight - counts).argsort(descending=True, stable=True)[:missing]] += 1
+    return [int(count) for count in counts]
 
 
 def full_arm(splits: Splits) -> Arm:

@@ -32,7 +32,7 @@ Mode = Literal["auto", "on", "off"]
 # What torch's compiler says of its own doings.
 QUIET = (
     r"The \.grad attribute of a Tensor that is not a leaf",
-    r".torch\.jit\.script_method. is deprecated",
+    r".torch\.jit\.script(_method)?. is deprecated",
 )
 
 P = ParamSpec("P")
@@ -83,7 +83,7 @@ class Compute:
 PLAIN = Compute()
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Say whether what torch compiles with is here: a C++ compiler and Python's headers."""
     words = shlex.split(os.environ.get("CXX", "g++"))
     headers = Path(sysconfig.get_path("include")) / "Python.h"
@@ -95,7 +95,7 @@ def require_compiler() -> None:
 
     Raises: UsageError when there is no C++ compiler, or Python came without its headers.
     """
-    if not _has_compiler():
+    if not has_compiler():
         raise UsageError(
             "found no C++ compiler with Python's headers; expected g++ (or $CXX) and python3-dev "
             "for --compile on: install them, or use --compile auto"
@@ -124,7 +124,7 @@ def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> boo
         raise UsageError(f"found --compile {mode}; expected auto, on or off")
     if mode == "on":
         require_compiler()
-    if mode != "auto" or not _has_compiler():
+    if mode != "auto" or not has_compiler():
         return mode == "on"
     unit()  # the first one also warms up
     begin = time.perf_counter()
@@ -162,18 +162,19 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     require_compiler()
     # The default of 8 is below the sizes and architectures that one study meets.
     torch._dynamo.config.recompile_limit = 64
-    with _quietly():
+    with quietly():
         compiled = torch.compile(function, dynamic=False)
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _quietly():
+        with quietly():
             return compiled(*args, **kwargs)
 
     return run
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Keep torch from warning of its own doings."""
     with warnings.catch_warnings():
         for text in QUIET:
             warnings.filterwarnings("ignore", text)

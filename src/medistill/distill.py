@@ -19,7 +19,8 @@ from .compute import Mode, peak_memory, require_compiler, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
-from .progress import progress
+from .pixels import outside
+from .progress import progress, say
 from .records import (
     Json,
     State,
@@ -36,6 +37,7 @@ from .rng import Rng
 from .sets import SyntheticSet
 
 CHECKPOINT_EVERY_S = 60.0
+MOST_OUTSIDE = 0.1  # of the pixels, before a word is said of it
 OnStep = Callable[[int, Log], None]
 
 
@@ -99,8 +101,8 @@ def check(method: Method, task: Task) -> None:
         )
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         name, value = field.name, getattr(method, field.name)
-        least = 1 if isinstance(value, int) and field.default != 0 else 0
-        if isinstance(value, int | float) and not value >= least:
+        least = field.metadata.get("least", int(isinstance(value, int) and field.default != 0))
+        if type(value) in (int, float) and not value >= least:
             raise UsageError(f"found {name} {value} for {method.name}; expected {least} or more")
     if task.sketch is not None and not method.from_sketch:
         raise UsageError(
@@ -118,13 +120,14 @@ def check(method: Method, task: Task) -> None:
     method.check(task)
 
 
-def prepared(method: Method, task: Task, cache: Path | None) -> State:
+def prepared(method: Method, task: Task, cache: Path | None, mode: Mode = "off") -> State:
     """Return what the method prepares, from the cache where its digest is already there.
 
     The stream is fixed, not the run's seed: all budgets and seeds of synthesis share it.
     """
-    # Never compiled, so that whether its steps are compiled changes nothing of it.
-    task = dataclasses.replace(task, compute=dataclasses.replace(task.compute, compile=False))
+    # By its own rule, so that whether a run's steps are compiled changes nothing of it.
+    compiled = method.prepare_compiled(task, mode)
+    task = dataclasses.replace(task, compute=dataclasses.replace(task.compute, compile=compiled))
     what = method.prepared_from(task)
     key = digest(
         {
@@ -136,12 +139,17 @@ def prepared(method: Method, task: Task, cache: Path | None) -> State:
             "backbone": to_spec(task.backbone),
             "augmentation": to_record(task.augmentation),
             "precision": task.compute.precision,
+            "compiled": compiled,
             "version": __version__,
         }
     )
     # A sketch is what would be kept: it was prepared elsewhere.
     keep = cache is not None and task.sketch is None
-    path = cache / "prepared" / f"{key[:24]}.safetensors" if cache and keep else None
+    store = cache / "prepared" / key[:24] if cache and keep else None
+    if method.own_files:
+        task = dataclasses.replace(task, store=store)
+        return method.prepare(task, Rng(0).child("prepare"))
+    path = store.with_suffix(".safetensors") if store else None
     if path is not None and path.is_file():
         return on_device(load_state(path)[0], task.real.device)
     state = method.prepare(task, Rng(0).child("prepare"))
@@ -224,7 +232,7 @@ def distill_to(
     check(run.method, run.task)
     if not resume:
         _check_free(folder)
-    ready = run.task.prepared or prepared(run.method, run.task, cache)
+    ready = run.task.prepared or prepared(run.method, run.task, cache, compiling or "off")
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, prepared=ready))
     if compiling is not None:
         compiled = _compiled(folder, run, compiling, resume)
@@ -247,11 +255,18 @@ def distill_to(
         keeper.save()
         raise
     keeper.save()
+    away = outside(synthetic.images)
+    if away > MOST_OUTSIDE:
+        say(
+            f"{100 * away:.0f}% of the pixels lie outside the data's range; networks see them so, "
+            "pictures cannot show them: lower --lr-images"
+        )
     synthetic.save(folder / "synthetic.safetensors")
     write_atomic(folder / "sheet.png", png(real_beside_synthetic(run.task.real, synthetic)))
     record |= {
         "finished": True,
         "steps_done": keeper.done,
+        "outside": round(away, 4),
         "seconds": round(keeper.seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "bytes": (folder / "synthetic.safetensors").stat().st_size,

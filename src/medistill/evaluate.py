@@ -142,8 +142,8 @@ def evaluate_run(
     """Evaluate the set of a run folder, write evaluation.json there and return its content.
 
     `students` are the backbone that distilled the set unless told otherwise; `steps` replaces the
-    length of the recipe's schedule and `batch` the images of a step; `compiling` decides whether training is compiled, by one step
-    on full data for `auto` (as `compute` says where it is None).
+    length of the recipe's schedule and `batch` the images of a step; `compiling` decides whether
+    training is compiled, by one step on full data for `auto` (as `compute` says where it is None).
     Raises: DataError when the folder holds no finished run.
     """
     begin = time.monotonic()

@@ -110,13 +110,15 @@ def class_means(
 
 
 @torch.no_grad()
-def logits_of_set(network: Network, real: RealSet) -> Tensor:
+def logits_of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
     """Return logits [n, k] of a real set's images, in the machine's own memory.
 
     The network is trained, and in evaluation mode while they are computed.
     """
     network.eval()
     blocks = torch.arange(len(real)).split(read_size(real))
-    logits = [network.head(extract_fast(network, real.normalized(part))).cpu() for part in blocks]
+    logits = [
+        network.head(extract_fast(network, real.normalized(part), compute)).cpu() for part in blocks
+    ]
     network.train()
     return torch.cat(logits)

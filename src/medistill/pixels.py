@@ -17,6 +17,16 @@ def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return images * _per_channel(std, images) + _per_channel(mean, images)
 
 
+def outside(intensities: Tensor) -> float:
+    """Return the share of numbers that are no intensity, for they lie outside [0, 1].
+
+    Example:
+        >>> outside(torch.tensor([0.5, 1.5]))
+        0.5
+    """
+    return float(((intensities < 0) | (intensities > 1)).float().mean())
+
+
 def tiles_of(images: Tensor, factor: int) -> Tensor:
     """Cut each image into factor x factor tiles and enlarge each to the size of the whole.
 

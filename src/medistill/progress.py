@@ -31,6 +31,11 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="cyan")
 
 
+def say(text: str) -> None:
+    """Write one line for people to stderr."""
+    print(text, file=sys.stderr)
+
+
 @contextmanager
 def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Advance]:
     """Show progress of `total` units and hand out `advance(n=1, note="")`.

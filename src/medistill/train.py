@@ -215,7 +215,7 @@ def fit(
     velocity = [torch.zeros_like(p) for p in parameters]
     loss = torch.tensor(torch.nan)
     for step in range(recipe.stop):
-        images, labels = _batch(data, recipe, augmentation, step, rng)
+        images, labels = batch_of(data, recipe.batch, augmentation, step, rng)
         gradients, loss = gradient(network, images, labels, compute, recipe.loss)
         _move(parameters, gradients, velocity, recipe, step)
         if on_mark is not None and step + 1 in marks:
@@ -223,11 +223,11 @@ def fit(
     return float(loss)
 
 
-def _batch(
-    data: Drawable, recipe: Recipe, augmentation: Augmentation, step: int, rng: Rng
+def batch_of(
+    data: Drawable, batch: int, augmentation: Augmentation, step: int, rng: Rng
 ) -> tuple[Tensor, Tensor]:
     """Return the augmented images and the labels of one step."""
-    images, labels = data.draw(batch_index(len(data), recipe.batch, step, rng))
+    images, labels = data.draw(batch_index(len(data), batch, step, rng))
     if augmentation.kinds:
         shape = tuple(images.shape[2:])
         draw = augmentation.draw(len(images), shape, rng.at("augment", step))
@@ -268,20 +268,37 @@ def fit_together(
         for name in states[0]
     }
     velocity = [torch.zeros_like(p) for p in stacked.values()]
-    run = compute.path(_losses)
     last = torch.full((len(networks),), torch.nan)
     for step in range(recipe.stop):
         pairs = zip(data, rngs, strict=True)
-        drawn = [_batch(one, recipe, augmentation, step, rng) for one, rng in pairs]
+        drawn = [batch_of(one, recipe.batch, augmentation, step, rng) for one, rng in pairs]
         images, labels = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
-        last = run(networks[0], compute.dtype, recipe.loss, stacked, images, labels)
-        gradients = torch.autograd.grad(last.sum(), tuple(stacked.values()))
+        gradients, last = gradients_together(
+            networks[0], stacked, images, labels, compute, recipe.loss
+        )
         _move(tuple(stacked.values()), gradients, velocity, recipe, step)
     with torch.no_grad():
         for number, state in enumerate(states):
             for name, parameter in state.items():
                 parameter.copy_(stacked[name][number])
     return last.tolist()
+
+
+def gradients_together(
+    network: Network,
+    stacked: State,
+    images: Tensor,
+    labels: Tensor,
+    compute: Compute = PLAIN,
+    loss: Loss = "cross-entropy",
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return what `gradient` gives for s networks, each on images of its own.
+
+    Shapes: stacked parameters [s, ...] that ask for a gradient, images [s, b, c, ...], labels
+    [s, b] or [s, b, k]; returns gradients [s, ...] and losses [s].
+    """
+    found = compute.path(_losses)(network, compute.dtype, loss, stacked, images, labels)
+    return torch.autograd.grad(found.sum(), tuple(stacked.values())), found.detach()
 
 
 def _losses(

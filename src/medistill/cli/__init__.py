@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, demo, distill, evaluate, report, sketch, train
+from . import data, demo, distill, evaluate, experts, report, sketch, train
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,7 @@ def _face(
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.command(context_settings=_OPEN)(distill.distill)
+app.command(context_settings=_OPEN)(experts.experts)
 app.command()(sketch.sketch)
 app.command()(sketch.merge)
 app.command()(evaluate.evaluate)

@@ -34,6 +34,7 @@ Compile = Annotated[
     Literal["auto", "on", "off"],
     typer.Option(help="Compile the networks; auto: where the work is long enough to repay it."),
 ]
+Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "
     "folder:PATH, combine:A,B, or an existing path. Options follow after ';' (quote it): "

@@ -17,6 +17,7 @@ from .common import (
     Precision,
     Seed,
     Source,
+    Workers,
     command_line,
     emit,
     extra_fields,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 Name = Annotated[
     str | None,
     typer.Option(
-        help="random, herding, kcenter, dc, dsa, dm, dm-bank or sketch; dm for images, sketch for "
-        "a sketch unless given."
+        help="random, herding, kcenter, dc, dsa, dm, dm-bank, sketch, mtt, tesla, ftd, datm, att "
+        "or hop_tm; dm for images, sketch for a sketch unless given."
     ),
 ]
 Ipc = Annotated[
@@ -100,6 +101,7 @@ def distill(
     precision: Precision = "float32",
     compile: Compile = "auto",
     resume: Resume = False,
+    workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -110,6 +112,7 @@ def distill(
 
     Settings of the method are flags too: --lr-images 0.5 --start real. Images start from noise
     unless --start real or --paper is given. Ctrl-C leaves a run that goes on with --resume.
+    --workers share what a method prepares side by side: the experts of mtt and its heirs.
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
@@ -117,6 +120,7 @@ def distill(
     from ..compute import Compute, find_device
     from ..data import load
     from ..distill import Run, distill_to
+    from ..engine import local
     from ..errors import UsageError
     from ..methods import Task
     from ..sketch import Sketch
@@ -133,8 +137,8 @@ def distill(
         real = load(source, root=data_root, offline=offline, seed=seed).train
     else:
         real, student = held.without_images(), student if backbone else held.backbone
-    real, compute = real.to(find_device(device)), Compute(precision)
-    task = Task(real, spent, student, augmentation, compute, held)
+    real, compute, engine = real.to(find_device(device)), Compute(precision), local(workers)
+    task = Task(real, spent, student, augmentation, compute, held, engine=engine)
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)

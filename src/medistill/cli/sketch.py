@@ -17,6 +17,7 @@ from .common import (
     Precision,
     Seed,
     Source,
+    Workers,
     emit,
     guarded,
 )
@@ -33,7 +34,6 @@ Layers = Annotated[
     Literal["all", "last"],
     typer.Option(help="Look at what all stages of a network give, or at the last alone."),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
 Mean = Annotated[
     list[float] | None,
     typer.Option(help="Public normalization, repeated for each channel; with --std."),

@@ -5,18 +5,38 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from ..records import from_record
+from .att import ATT
 from .base import Log, Method, Task
+from .datm import DATM
 from .dc import DC
 from .dm import DM
 from .dsa import DSA
+from .ftd import FTD
 from .herding import Herding
+from .hop_tm import HoPTM
 from .kcenter import KCenter
+from .mtt import MTT
 from .random import Random
 from .sketch import FromSketch
+from .tesla import TESLA
 
 __all__ = ["METHODS", "PRESETS", "Log", "Method", "Task", "make", "method_class"]
 
-METHODS: tuple[type[Method], ...] = (Random, Herding, KCenter, DC, DSA, DM, FromSketch)
+METHODS: tuple[type[Method], ...] = (
+    Random,
+    Herding,
+    KCenter,
+    DC,
+    DSA,
+    DM,
+    FromSketch,
+    MTT,
+    TESLA,
+    FTD,
+    DATM,
+    ATT,
+    HoPTM,
+)
 
 
 # Names for settings that are worth one.

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,8 @@ from .. import __version__
 from ..augment import Augmentation
 from ..backbones import Backbone, Network, to_spec
 from ..budget import Budget
-from ..compute import PLAIN, Compute
+from ..compute import PLAIN, Compute, Mode
+from ..engine import Engine, Here
 from ..errors import DataError, RunRefused, UsageError
 from ..optim import sgd_
 from ..pixels import denormalize
@@ -24,6 +26,7 @@ from ..sets import LOSSES, Origin, RealSet, Recipe, Start, SyntheticSet, TaskKin
 from ..sketch import Sketch
 
 Log = dict[str, float]
+HERE: Engine = Here()
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class Task:
     """All that a method may see: the training split, the budget and the backbone.
 
     Where there is a `sketch`, `real` holds no images, only their card. `prepared` holds what the
-    method's own `prepare` returned. There is no other split here, so a method cannot look at test
-    images. Flips are left out where the card says that a mirrored image would have another class.
+    method's own `prepare` returned, `store` the folder in which it may keep files (None: nowhere),
+    and `engine` is where it may work side by side. There is no other split here, so a method cannot
+    look at test images. Flips are left out where the card says that a mirrored image would have
+    another class.
     Raises: RunRefused when a class has fewer images than its share of the budget and is not to be
     taken whole; DataError when a sketch has no image of a class.
     """
@@ -44,6 +49,8 @@ class Task:
     compute: Compute = PLAIN
     sketch: Sketch | None = None
     prepared: State = field(default_factory=dict)
+    store: Path | None = None
+    engine: Engine = HERE
 
     def __post_init__(self) -> None:
         if not self.real.card.flips:
@@ -97,6 +104,7 @@ class Method(ABC):
     paper: ClassVar[str]
     tasks: ClassVar[tuple[TaskKind, ...]] = ("binary", "multi-class", "ordinal")
     from_sketch: ClassVar[bool] = False  # True where a sketch is enough
+    own_files: ClassVar[bool] = False  # True where `prepare` keeps files of its own in task.store
     start: Start
 
     @abstractmethod
@@ -119,6 +127,10 @@ class Method(ABC):
     def prepare(self, task: Task, rng: Rng) -> State:
         """Return what is costly and the same for every budget and seed of synthesis."""
         return {}
+
+    def prepare_compiled(self, task: Task, mode: Mode) -> bool:
+        """Say whether `prepare` is compiled, by a rule that gives the same answer each time."""
+        return False
 
     @abstractmethod
     def init(self, task: Task, rng: Rng) -> State:

@@ -1,0 +1,210 @@
+"""A student's steps on synthetic images, and their exact derivative in constant memory."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, jvp
+
+from .augment import Augmentation, Draw
+from .backbones import Network, channels_last
+from .compute import PLAIN, Compute, quietly
+from .records import State
+from .rng import Rng
+from .sets import Loss
+from .train import batch_index, losses
+
+
+class Step(NamedTuple):
+    """What one step of a student is drawn to do: which images it sees, and how augmented."""
+
+    where: Tensor
+    draw: Draw
+
+
+class Pulled(NamedTuple):
+    """The derivative of a loss of the student's parameters in all that they came from."""
+
+    images: Tensor
+    labels: Tensor
+    rate: Tensor
+    start: Tensor
+
+
+class Student:
+    """A network as a function of one vector of parameters [p].
+
+    The order is that of `named_parameters`. Networks that keep statistics of a batch have more
+    state than that and are refused by the methods that use this.
+    """
+
+    def __init__(
+        self, network: Network, loss: Loss = "cross-entropy", compute: Compute = PLAIN
+    ) -> None:
+        self.network, self.loss, self.compute = network, loss, compute
+
+    def gradient(self, vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the gradient [p] of the mean loss at normalized images with labels [b, k]."""
+        run = self.compute.path(_gradient)
+        parts = (
+            run(self.network, self.loss, vector, *block) for block in self._blocks(images, labels)
+        )
+        return sum(parts, torch.zeros_like(vector))
+
+    def pull(
+        self, vector: Tensor, images: Tensor, labels: Tensor, by: Tensor, *, start: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradient g, and the derivative of <g, by> in parameters, images and labels.
+
+        d<g, by> is the change of the loss's gradient in all its arguments along `by` in the
+        parameters, for second derivatives do not mind their order: forward over backward mode, so
+        that no graph of a gradient is kept. Without `start` that in the parameters stays zero.
+        """
+        run = self.compute.path(_pulled)
+        g, back, parts = torch.zeros_like(vector), torch.zeros_like(vector), []
+        for block in self._blocks(images, labels):
+            with quietly():
+                own, own_back, *rest = run(self.network, self.loss, start, vector, by, *block)
+            g += own
+            back += own_back
+            parts.append(rest)
+        in_images, in_labels = (torch.cat(t)[: len(images)] for t in zip(*parts, strict=True))
+        return g, back, in_images, in_labels
+
+    def _blocks(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
+        weights = images.new_full((len(images),), 1 / len(images))
+        last = channels_last(images.ndim)
+        blocks = self.compute.blocks(images, labels, weights)
+        return [(x.contiguous(memory_format=last), *rest) for x, *rest in blocks]
+
+
+def vector_of(network: Network) -> Tensor:
+    """Return a network's parameters as one vector [p]."""
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def named(network: Network, vector: Tensor) -> State:
+    """Return a vector [p] cut into a network's parameters, by name."""
+    known = dict(network.named_parameters())
+    parts = vector.split([p.numel() for p in known.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(known.items(), parts, strict=True)}
+
+
+def plan(
+    n: int, batch: int, steps: int, augmentation: Augmentation, shape: tuple[int, ...], rng: Rng
+) -> list[Step]:
+    """Draw a student's steps over n images: whole epochs in random order, parameters per image."""
+    found = []
+    for step in range(steps):
+        index = batch_index(n, batch, step, rng)
+        draw = augmentation.draw(len(index), shape, rng.at("augment", step))
+        found.append(Step(index, draw))
+    return found
+
+
+@torch.no_grad()
+def walk(
+    student: Student,
+    start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    rate: Tensor,
+    steps: Sequence[Step],
+    augmentation: Augmentation,
+    *,
+    momentum: float = 0.0,
+) -> list[Tensor]:
+    """Return a student's parameters before and after each step of SGD, len(steps) + 1 vectors.
+
+    v_{i+1} = momentum v_i + g_i(theta_i);  theta_{i+1} = theta_i - rate v_{i+1}
+    """
+    thetas, velocity = [start], torch.zeros_like(start)
+    for index, draw in steps:
+        seen = augmentation.apply(images[index], draw)
+        velocity = momentum * velocity + student.gradient(thetas[-1], seen, labels[index])
+        thetas.append(thetas[-1] - rate * velocity)
+    return thetas
+
+
+def pull_back(
+    student: Student,
+    thetas: Sequence[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    rate: Tensor,
+    steps: Sequence[Step],
+    augmentation: Augmentation,
+    cotangents: Mapping[int, Tensor],
+    *,
+    momentum: float = 0.0,
+    exact: bool = True,
+) -> Pulled:
+    """Return the derivative of a loss L of `walk`'s vectors, given dL/dtheta_i as cotangents[i].
+
+    For i from the last step to the first, with lambda_i = dL/dtheta_i through all that follows:
+        m_i = lambda_{i+1} + momentum m_{i+1}
+        d rate -= <m_i, g_i>;  d(x, y) -= rate d<g_i, m_i>/d(x, y)
+        lambda_i = lambda_{i+1} - rate d<g_i, m_i>/dtheta_i  (+ cotangents[i])
+    Only the vectors are kept, so the memory for maps is that of one step however many there are.
+    Not `exact`, lambda stays as it is: steps are taken to be independent of each other, the
+    approximation of TESLA (arXiv 2211.10586, section 3.2), which needs no momentum.
+    Source: the adjoint of gradient descent (Maclaurin et al., arXiv 1502.03492, algorithm 2, with
+    the vectors kept instead of reversed).
+    """
+    d_images, d_labels = torch.zeros_like(images), torch.zeros_like(labels)
+    d_rate = torch.zeros_like(rate)
+    adjoint, carried = torch.zeros_like(thetas[0]), torch.zeros_like(thetas[0])
+    for i in reversed(range(max(cotangents))):
+        if i + 1 in cotangents:
+            adjoint = adjoint + cotangents[i + 1]
+        carried = adjoint + momentum * carried
+        index, draw = steps[i]
+        leaf = images[index].requires_grad_()
+        seen = augmentation.apply(leaf, draw)
+        g, back, in_seen, in_labels = student.pull(
+            thetas[i], seen.detach(), labels[index], carried, start=exact
+        )
+        (in_images,) = torch.autograd.grad(seen, leaf, in_seen)
+        d_images.index_add_(0, index.to(images.device), in_images, alpha=-float(rate))
+        d_labels.index_add_(0, index.to(images.device), in_labels, alpha=-float(rate))
+        d_rate -= carried @ g
+        adjoint = adjoint - rate * back
+    if 0 in cotangents:
+        adjoint = adjoint + cotangents[0]
+    return Pulled(d_images, d_labels, d_rate, adjoint)
+
+
+def _loss(
+    network: Network, kind: Loss, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor
+) -> Tensor:
+    logits: Tensor = functional_call(network, named(network, vector), (images,))
+    return (losses(kind, logits, labels) * weights).sum()
+
+
+def _gradient(
+    network: Network, kind: Loss, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor
+) -> Tensor:
+    found: Tensor = grad(_loss, argnums=2)(network, kind, vector, images, labels, weights)
+    return found
+
+
+def _pulled(
+    network: Network,
+    kind: Loss,
+    start: bool,
+    vector: Tensor,
+    by: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def slope(vector: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = grad(_loss, argnums=(2, 3, 4))(
+            network, kind, vector, images, labels, weights
+        )
+        return found
+
+    values, changes = jvp(slope, (vector,), (by,))[:2]
+    back, in_images, in_labels = changes
+    return values[0], back if start else torch.zeros_like(back), in_images, in_labels
