@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trajectory_sides import Trajectories
 
 from medistill import __version__
 from medistill.augment import Augmentation
@@ -55,6 +56,10 @@ WHAT = (
     "student-20",
     "student-256",
     "students-5",
+    "expert",
+    "mtt T=10",
+    "mtt T=30",
+    "mtt T=80",
 )
 Side = Callable[[], Tensor]
 
@@ -333,14 +338,20 @@ def products(bench: Bench, what: str) -> float | None:
         "sketch": 2 * len(bench.real),
         "student-20": 5 * 3 * 20,
         "student-256": 5 * 3 * 256,
+        "expert": 3 * len(bench.real),
     }
     return flops * passes[what] / 1e9 if what in passes else None
 
 
 def row(bench: Bench, what: str) -> dict[str, Any]:
     """Measure one row."""
+    trajectories = Trajectories(bench.task, lambda n: plain(n, bench.channels, bench.width))
     if what == "students-5":
         sides = bench.students()
+    elif what == "expert":
+        sides = trajectories.expert()
+    elif what.startswith("mtt"):
+        sides = trajectories.matching(int(what.partition("=")[2]))
     elif what.startswith("student-"):
         sides = bench.student(int(what.removeprefix("student-")))
     else:

@@ -35,7 +35,7 @@ from medistill.optim import sgd_
 from medistill.records import State, load_state
 from medistill.rng import Rng
 from medistill.train import RealImages, batch_of, gradient
-from medistill.unroll import vector_of
+from medistill.unroll import flat, named, vector_of
 
 REAL = toy(counts=(30, 20, 10))
 
@@ -60,25 +60,22 @@ def plain_expert(bank: Bank, number: int, epochs: int) -> list[Tensor]:
     """Train one expert by a plain loop; GSAM from its formulas, on one flat vector."""
     rng, training = Rng(0).child("expert", number), bank.training
     network = bank.backbone.build(bank.real.card, rng.at("network"))
-    parameters = list(network.parameters())
     _, kept = _held_out(bank)
     data, found = RealImages(bank.real, kept), [vector_of(network)]
     per_epoch = -(-len(kept) // training.batch)
 
-    def flat(images: Tensor, labels: Tensor) -> Tensor:
-        return torch.cat([g.flatten() for g in gradient(network, images, labels)[0]])
+    def slope(images: Tensor, labels: Tensor) -> Tensor:
+        return flat([g.unsqueeze(0) for g in gradient(network, images, labels)[0]])[0]
 
     def put(vector: Tensor) -> None:
-        parts = vector.split([p.numel() for p in parameters])
-        for p, part in zip(parameters, parts, strict=True):
-            p.data.copy_(part.view(p.shape))
+        network.load_state_dict(named(network, vector))
 
     for step in range(epochs * per_epoch):
         images, labels = batch_of(data, training.batch, bank.augmentation, step, rng)
-        theta, g = vector_of(network), flat(images, labels)
+        theta, g = vector_of(network), slope(images, labels)
         if training.sharpness:
             put(theta + training.sharpness * theta**2 * g / (theta.abs() * g).norm())
-            h = flat(images, labels)
+            h = slope(images, labels)
             g = h - training.ascent * (g - (g @ h) / (h @ h) * h)
         put(theta - training.lr * g)
         if (step + 1) % per_epoch == 0:
@@ -192,12 +189,7 @@ def test_the_log_of_an_expert_is_its_accuracy_on_what_is_held_out() -> None:
     state = crew.states()[0]
     held, _ = _held_out(bank)
     network = bank.backbone.build(REAL.card, Rng(0).at("any"))
-    for p, part in zip(
-        network.parameters(),
-        state["last"].split([p.numel() for p in network.parameters()]),
-        strict=True,
-    ):
-        p.data.copy_(part.view(p.shape))
+    network.load_state_dict(named(network, state["last"]))
     right = network(REAL.normalized(held)).argmax(1) == REAL.labels[held]
     assert float(state["accuracy"][1]) == pytest.approx(float(right.float().mean()))
 

@@ -145,6 +145,20 @@ def test_the_adjoint_passes_gradcheck() -> None:
     )
 
 
+def test_a_vector_and_its_parameters_are_one() -> None:
+    network = setting().student.network
+    state = dict(network.named_parameters())
+    vector = vector_of(network)
+    for name, part in named(network, vector).items():
+        assert torch.equal(part, state[name])
+    stacked = named(network, torch.stack([vector, 2 * vector]))
+    for name, part in stacked.items():
+        assert torch.equal(part[1], 2 * state[name])
+    conv = named(network, vector)["body.4.weight"]
+    assert conv.is_contiguous(memory_format=torch.channels_last)
+    assert conv.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
+
+
 @pytest.mark.slow
 def test_compiled_steps_agree() -> None:
     """Float32, whole blocks filled up with images of no weight."""
@@ -177,7 +191,7 @@ def test_blocks_of_images_add_up_to_the_whole() -> None:
     loss = losses("cross-entropy", logits, leaves.labels).mean()
     (g,) = torch.autograd.grad(loss, leaves.start, create_graph=True)
     rest = torch.autograd.grad(g @ given.target, (leaves.start, leaves.images, leaves.labels))
-    for own, other in zip(got, (g, *rest), strict=True):
+    for own, other in zip(got, (g @ given.target, *rest), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
 
 

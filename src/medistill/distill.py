@@ -68,7 +68,8 @@ def distill(
     check(method, task)
     rng = Rng(seed)
     if not task.prepared:
-        task = dataclasses.replace(task, prepared=prepared(method, task, cache))
+        mode: Mode = "auto" if task.compute.compile else "off"
+        task = dataclasses.replace(task, prepared=prepared(method, task, cache, mode))
     state = method.init(task, rng) if resume is None else on_device(resume, task.real.device)
     total = method.steps(task) if steps is None else min(steps, method.steps(task))
     done = int(state["step"])

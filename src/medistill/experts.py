@@ -22,7 +22,7 @@ from .records import Json, State, load_state, save_state
 from .rng import Rng
 from .sets import LOSSES, RealSet
 from .train import RealImages, batch_of, gradient, gradients_together, losses
-from .unroll import vector_of
+from .unroll import flat, named, vector_of
 
 FORMAT = "medistill expert 1"
 SAVE_EVERY_S = 60.0
@@ -217,10 +217,7 @@ class _Crew:
 
     def _put(self, vectors: Tensor) -> None:
         """Make vectors [s, p] the experts' parameters; a lone network shares their memory."""
-        known = dict(self.network.named_parameters())
-        parts = vectors.split([p.numel() for p in known.values()], 1)
-        shaped = zip(known.items(), parts, strict=True)
-        self.stacked = {name: part.reshape(-1, *p.shape).clone() for (name, p), part in shaped}
+        self.stacked = {name: p.clone() for name, p in named(self.network, vectors).items()}
         self.parameters = tuple(p.requires_grad_() for p in self.stacked.values())
         self._show(0)
 
@@ -230,7 +227,7 @@ class _Crew:
             parameter.data = self.stacked[name].detach()[k]
 
     def _vectors(self) -> Tensor:
-        return torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
+        return flat([p.detach() for p in self.parameters])
 
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         compute, loss = self.bank.compute, LOSSES[self.bank.real.card.task]
