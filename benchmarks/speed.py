@@ -13,6 +13,7 @@ without a network can run the same command.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import math
@@ -60,6 +61,7 @@ WHAT = (
     "mtt T=10",
     "mtt T=30",
     "mtt T=80",
+    "mtt-bfloat16 T=30",
 )
 Side = Callable[[], Tensor]
 
@@ -95,6 +97,8 @@ def reset() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
+        # Freed memory that the allocator keeps would count as held before.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
@@ -351,7 +355,8 @@ def row(bench: Bench, what: str) -> dict[str, Any]:
     elif what == "expert":
         sides = trajectories.expert()
     elif what.startswith("mtt"):
-        sides = trajectories.matching(int(what.partition("=")[2]))
+        precision = "bfloat16" if "bfloat16" in what else "float32"
+        sides = trajectories.matching(int(what.partition("=")[2]), precision)
     elif what.startswith("student-"):
         sides = bench.student(int(what.removeprefix("student-")))
     else:

@@ -1,7 +1,8 @@
 """The rows of benchmarks/speed.py on trajectories: an expert's epoch, and one matching step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +56,10 @@ class Trajectories:
 
         return slow, fast
 
-    def matching(self, steps: int) -> tuple[Side, Side]:
+    def matching(self, steps: int, precision: Literal["float32", "bfloat16"]) -> tuple[Side, Side]:
         """The gradient in the images of one matching step over so many steps of a student."""
         task = self.task
-        student = student_of(task)
+        student = student_of(replace(task, compute=replace(task.compute, precision=precision)))
         network = task.network(Rng(0).at("start"))
         start = vector_of(network)
         target = start + 0.01 * torch.randn(len(start), generator=Rng(0).at("target"))

@@ -182,6 +182,21 @@ def test_compiled_steps_agree() -> None:
         assert float((own - other).norm() / other.norm()) < 1e-4
 
 
+def test_bfloat16_steps_point_the_same_way() -> None:
+    given = setting()
+    network = given.student.network.float()
+    leaves = [t.float() for t in (given.images, given.labels, given.rate)]
+    steps = plan(6, 6, 10, DRAWS, (8, 8), Rng(0))
+    found = []
+    for precision in ("float32", "bfloat16"):
+        student = Student(network, compute=Compute(precision))  # type: ignore[arg-type]
+        thetas = walk(student, given.start.float(), *leaves, steps, DRAWS)
+        assert thetas[-1].dtype == torch.float32
+        by = {10: thetas[-1] - given.target.float()}
+        found.append(pull_back(student, thetas, *leaves, steps, DRAWS, by).images.flatten())
+    assert 0.99 < float(F.cosine_similarity(*found, dim=0)) < 0.9999999
+
+
 def test_blocks_of_images_add_up_to_the_whole() -> None:
     given = setting(n=70)
     whole = Student(given.student.network)

@@ -35,6 +35,9 @@ class Pulled(NamedTuple):
 class Student:
     """A network as a function of one vector of parameters [p].
 
+    In bfloat16 maps and parameters are rounded on their way in, as where networks are trained; the
+    vectors, their gradients and losses stay float32 (or what they are).
+
     The order is that of `named_parameters`, each tensor with its channels last, as CPU kernels of
     convolutions want them: their weights are then views of the vector and need no copy, which
     makes a compiled step a third shorter. Networks that keep statistics of a batch have more
@@ -50,7 +53,8 @@ class Student:
         """Return the gradient [p] of the mean loss at normalized images with labels [b, k]."""
         run = self.compute.path(_gradient)
         parts = (
-            run(self.network, self.loss, vector, *block) for block in self._blocks(images, labels)
+            run(self.network, self.compute.dtype, self.loss, vector, *block)
+            for block in self._blocks(images, labels)
         )
         return sum(parts, torch.zeros_like(vector))
 
@@ -64,11 +68,11 @@ class Student:
         backward mode, so that no graph of a gradient is kept. Without `start` that in the
         parameters stays zero.
         """
-        run = self.compute.path(_pulled)
+        run, how = self.compute.path(_pulled), (self.compute.dtype, self.loss)
         along, back, parts = vector.new_zeros(()), torch.zeros_like(vector), []
         for block in self._blocks(images, labels):
             with quietly():
-                own, own_back, *rest = run(self.network, self.loss, start, vector, by, *block)
+                own, own_back, *rest = run(self.network, *how, start, vector, by, *block)
             along += own
             back += own_back
             parts.append(rest)
@@ -190,21 +194,38 @@ def pull_back(
 
 
 def _loss(
-    network: Network, kind: Loss, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor
+    network: Network,
+    dtype: torch.dtype,
+    kind: Loss,
+    vector: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    logits: Tensor = functional_call(network, named(network, vector), (images,))
+    parameters = named(network, vector)
+    if dtype == torch.bfloat16:
+        parameters = {name: p.to(dtype) for name, p in parameters.items()}
+        images = images.to(dtype)
+    logits: Tensor = functional_call(network, parameters, (images,)).to(vector.dtype)
     return (losses(kind, logits, labels) * weights).sum()
 
 
 def _gradient(
-    network: Network, kind: Loss, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor
+    network: Network,
+    dtype: torch.dtype,
+    kind: Loss,
+    vector: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    found: Tensor = grad(_loss, argnums=2)(network, kind, vector, images, labels, weights)
+    found: Tensor = grad(_loss, argnums=3)(network, dtype, kind, vector, images, labels, weights)
     return found
 
 
 def _pulled(
     network: Network,
+    dtype: torch.dtype,
     kind: Loss,
     start: bool,
     vector: Tensor,
@@ -214,8 +235,8 @@ def _pulled(
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def slopes(vector: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        found: tuple[tuple[Tensor, ...], Tensor] = grad_and_value(_loss, argnums=(2, 3, 4))(
-            network, kind, vector, images, labels, weights
+        found: tuple[tuple[Tensor, ...], Tensor] = grad_and_value(_loss, argnums=(3, 4, 5))(
+            network, dtype, kind, vector, images, labels, weights
         )
         return found
 

@@ -218,7 +218,7 @@ def student_of(task: Task) -> Student:
     """Return the student of a task; its network's own parameters are never used."""
     card = task.real.card
     network = _network(task.backbone, card, task.real.device)
-    return Student(network, LOSSES[card.task], replace(task.compute, precision="float32"))
+    return Student(network, LOSSES[card.task], task.compute)
 
 
 @lru_cache(maxsize=8)
