@@ -233,7 +233,8 @@ def run(only: str | None, budgets: list[int], place: int, workers: int) -> None:
 
 def table() -> None:
     """Write docs/results.md from the rows."""
-    import paired  # both measure with what stands here
+    import paired  # these measure with what stands here
+    import trajectories
     import volumes
 
     groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
@@ -254,7 +255,14 @@ def table() -> None:
             cells = [cell_text(rows, name, start, ipc) for ipc in budgets]
             if any(cells):
                 lines.append(f"| {name} | {start or '-'} | {' | '.join(cells)} |")
-    lines += paired.lines() + volumes.lines() + whole_runs() + cifar_curve() + sketch_tuning.lines()
+    lines += (
+        paired.lines()
+        + trajectories.lines()
+        + volumes.lines()
+        + whole_runs()
+        + cifar_curve()
+        + sketch_tuning.lines()
+    )
     path = Path(__file__).parents[1] / "docs" / "results.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)

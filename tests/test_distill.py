@@ -408,6 +408,7 @@ def test_what_is_prepared_is_shared_by_seeds_and_budgets(
 FLAGS = {
     "dm": ["--iterations", "160"],
     "dc": ["--steps", "60", "--outer-loops", "3", "--inner-epochs", "2"],
+    "ftd": ["--steps=80", "--experts=2", "--max-start=2", "--student-steps=4", "--lr-images=1"],
 }
 EACH_STEP = (
     "from importlib import import_module; "
@@ -456,13 +457,13 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dm", "dc"])
+@pytest.mark.parametrize("method", list(FLAGS))
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     reference = begin(words_of(method, whole), each_step=False)
     moments = random.Random(f"{method} moments")
     goal, resume = 0, False
-    for _ in range({"dm": 3, "dc": 2}[method]):
+    for _ in range({"dm": 3, "dc": 2, "ftd": 2}[method]):
         process = begin([*words_of(method, folder), *(["--resume"] if resume else [])])
         goal, resume = lines_in(folder) + moments.randint(2, 12), True
         wait_for_lines(process, folder, goal)
@@ -476,7 +477,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(method: str, tmp_path: P
     assert (code, json.loads(out)["images"], err) == (0, 4, "")
     assert finished(reference)[0] == 0
     assert losses(folder) == losses(whole)
-    assert len(losses(folder)) == {"dm": 160, "dc": 60}[method]
+    assert len(losses(folder)) == {"dm": 160, "dc": 60, "ftd": 80}[method]
     one, two = (path / "synthetic.safetensors" for path in (whole, folder))
     assert one.read_bytes() == two.read_bytes()
 

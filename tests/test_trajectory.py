@@ -589,9 +589,12 @@ def test_pixels_outside_the_range_are_logged_and_told(
     run = Run(MTT(**SMALL, lr_images=1e4), task, 0, "toy", "test", 3)
     record = distill_to(tmp_path / "far", run, resume=False)
     assert record["outside"] > 0.1
-    assert "lie outside the data's range" in capsys.readouterr().err
+    assert "lie far outside the data's range" in capsys.readouterr().err
     near = Run(MTT(**SMALL, lr_images=1e-3, start="real"), task, 0, "toy", "test", 3)
     assert distill_to(tmp_path / "near", near, resume=False)["outside"] == 0
+    assert "outside" not in capsys.readouterr().err
+    noise = Run(MTT(**SMALL, lr_images=1e-3, start="noise"), task, 0, "toy", "test", 3)
+    assert distill_to(tmp_path / "noise", noise, resume=False)["outside"] > 0.05
     assert "outside" not in capsys.readouterr().err
 
 

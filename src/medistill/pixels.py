@@ -17,14 +17,14 @@ def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return images * _per_channel(std, images) + _per_channel(mean, images)
 
 
-def outside(intensities: Tensor) -> float:
-    """Return the share of numbers that are no intensity, for they lie outside [0, 1].
+def outside(intensities: Tensor, by: float = 0.0) -> float:
+    """Return the share of numbers that lie outside the range of intensities, [-by, 1 + by].
 
     Example:
-        >>> outside(torch.tensor([0.5, 1.5]))
-        0.5
+        >>> outside(torch.tensor([0.5, 1.25])), outside(torch.tensor([0.5, 1.25]), by=0.5)
+        (0.5, 0.0)
     """
-    return float(((intensities < 0) | (intensities > 1)).float().mean())
+    return float(((intensities < -by) | (intensities > 1 + by)).float().mean())
 
 
 def tiles_of(images: Tensor, factor: int) -> Tensor:
