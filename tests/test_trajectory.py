@@ -11,13 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from medistill import model
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
+from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.conformance import toy
+from medistill.data import load
 from medistill.distill import Run, distill, distill_to, prepared
-from medistill.errors import RunRefused, UsageError
+from medistill.errors import DataError, RunRefused, UsageError
+from medistill.evaluate import evaluate
+from medistill.features import whitening_of
 from medistill.methods import ATT, DATM, FTD, MTT, TESLA, HoPTM, Task
+from medistill.methods.base import started
 from medistill.methods.datm import PAPER as DATM_PAPER
 from medistill.methods.hop_tm import angles
 from medistill.methods.mtt import PAPER, nearest_row
@@ -27,8 +33,10 @@ from medistill.methods.trajectory_matching import (
     expert_at,
     student_of,
 )
-from medistill.records import State
+from medistill.pixels import denormalize
+from medistill.records import State, load_state, save_state
 from medistill.rng import Rng
+from medistill.sets import RealSet, SyntheticSet
 from medistill.train import losses
 from medistill.unroll import Step, Student, named, plan, pull_back, vector_of, walk
 from test_methods import NONE, Pixels, task_of
@@ -548,6 +556,90 @@ def test_settings_of_the_papers() -> None:
     assert tesla.teacher_labels
     assert tesla.max_start == 6
     assert HoPTM().as_in_paper(task_of()).start == "real"
+
+
+# Whitening
+
+
+def test_whitened_images_are_uncorrelated_and_come_back() -> None:
+    real = toy(counts=(200, 200, 200))
+    found = whitening_of(real, ridge=0.1)
+    rows = real.normalized(torch.arange(600)).flatten(1).double()
+    covariance = torch.cov(rows.T, correction=0)
+    values, vectors = torch.linalg.eigh(covariance)
+    expected = vectors @ torch.diag((values + 0.1) ** -0.5) @ vectors.T
+    torch.testing.assert_close(found.matrix.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.mean.double(), rows.mean(0), rtol=1e-4, atol=1e-5)
+    seen = real.whitened(found).normalized(torch.arange(600))
+    after = torch.cov(seen.flatten(1).double().T, correction=0)
+    ideal = vectors @ torch.diag(values / (values + 0.1)) @ vectors.T
+    torch.testing.assert_close(after, ideal, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found.undo(seen), real.normalized(torch.arange(600)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_whitened_set_travels_with_its_map(tmp_path: Any) -> None:
+    real = toy(counts=(40, 40, 40))
+    task = task_of(real, ipc=2)
+    method = MTT(**SMALL, zca=True, start="real", lr_images=0.0, iterations=1)
+    made = distill(method, task, seed=0, steps=1)
+    # Nothing moved, so the stored images look like the real ones that they started from.
+    index = started(task, "real", Rng(0))["images"]
+    torch.testing.assert_close(
+        made.images, denormalize(index, real.card.mean, real.card.std), rtol=1e-3, atol=1e-3
+    )
+    made.save(tmp_path / "set.safetensors")
+    read = SyntheticSet.load(tmp_path / "set.safetensors")
+    assert read.whitening is not None
+    images, _ = read.to_train()
+    whitened = whitening_of(real).apply(index)
+    torch.testing.assert_close(images, whitened, rtol=1e-2, atol=1e-2)
+    state, header = load_state(tmp_path / "set.safetensors")
+    for broken in (
+        {k: v for k, v in state.items() if k != "whitening.mean"},
+        {**state, "whitening.mean": state["whitening.mean"] + 1},
+    ):
+        save_state(tmp_path / "broken.safetensors", broken, header)
+        with pytest.raises(DataError, match="whitening"):
+            SyntheticSet.load(tmp_path / "broken.safetensors")
+
+
+def test_all_arms_and_a_saved_model_see_whitened_images(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = load("phantom:n=60,size=16")
+    task = Task(splits.train, Budget(ipc=2), ConvNet(depth=1, width=8))
+    made = distill(MTT(**SMALL, zca=True), task, seed=0, steps=2)
+    seen: list[bool] = []
+    plain = RealSet.normalized
+
+    def watched(self: RealSet, index: Tensor) -> Tensor:
+        seen.append(self.whitening is not None)
+        return plain(self, index)
+
+    monkeypatch.setattr(RealSet, "normalized", watched)
+    short = dataclasses.replace(made.recipe, steps=4, stop=4)
+    evaluate(made, splits, students=[ConvNet(1, 8)], seeds=[0, 1], recipe=short, rates=(0.01,))
+    assert seen
+    assert all(seen)
+    network = model.train(made, short)
+    scores = model.test(network, splits.test, short, made.card)
+    model.save(tmp_path / "m.safetensors", network, short, made.card)
+    again, recipe, card = model.load(tmp_path / "m.safetensors")
+    assert model.test(again, splits.test, recipe, card) == scores
+    network.whiten_by(None)
+    assert model.test(network, splits.test, short, made.card) != scores
+    state, header = load_state(tmp_path / "m.safetensors")
+    del state["whitening_mean"]
+    save_state(tmp_path / "broken.safetensors", state, header)
+    with pytest.raises(DataError, match="whitening"):
+        model.load(tmp_path / "broken.safetensors")
+
+
+def test_images_too_large_to_whiten_are_refused() -> None:
+    with pytest.raises(UsageError, match="leave out --zca"):
+        whitening_of(load("phantom:n=20,size=128").train)
 
 
 # What goes wrong

@@ -257,12 +257,7 @@ def distill_to(
         keeper.save()
         raise
     keeper.save()
-    far = outside(synthetic.images, by=FAR)
-    if far > MOST_FAR:
-        say(
-            f"{100 * far:.0f}% of the pixels lie far outside the data's range; networks see them "
-            "so, pictures cannot show them: lower --lr-images"
-        )
+    _tell_range(synthetic)
     synthetic.save(folder / "synthetic.safetensors")
     write_atomic(folder / "sheet.png", png(real_beside_synthetic(run.task.real, synthetic)))
     record |= {
@@ -275,6 +270,16 @@ def distill_to(
     }
     write_json(folder / "run.json", record)
     return record
+
+
+def _tell_range(synthetic: SyntheticSet) -> None:
+    """Say a word where images have run far out of the data's range."""
+    far = outside(synthetic.images, by=FAR)
+    if far > MOST_FAR:
+        say(
+            f"{100 * far:.0f}% of the pixels lie far outside the data's range; networks see them "
+            "so, pictures cannot show them: lower --lr-images"
+        )
 
 
 def _compiled(folder: Path, run: Run, mode: Mode, resume: bool) -> bool:

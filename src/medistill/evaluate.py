@@ -105,6 +105,7 @@ def evaluate(
             "two: scores of one class say nothing"
         )
     base = recipe or synthetic.recipe
+    splits = splits.whitened(synthetic.whitening)
     arms = (
         synthetic_arm(synthetic, splits.train.device),
         random_arm(synthetic, splits),

@@ -10,10 +10,13 @@ from torch.utils.checkpoint import checkpoint
 from .augment import Augmentation, Draw
 from .backbones import Network, channels_last, levels_of
 from .compute import PLAIN, Compute
+from .errors import UsageError
+from .pixels import Whitening
 from .sets import RealSet
 
 READ = 1024  # images drawn from a real set at once, or fewer:
 READ_PIXELS = 2**23
+MOST_WHITENED = 3 * 64 * 64  # numbers of an image; their covariance then takes 1.2 GB
 KEPT_PIXELS = 2**20  # of images whose maps are kept for the way back; of more they are made anew
 
 
@@ -85,6 +88,28 @@ def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
 def read_size(real: RealSet) -> int:
     """Return how many images of a set are drawn at once."""
     return max(1, min(READ, READ_PIXELS // real.images[0].numel())) if len(real) else READ
+
+
+def whitening_of(real: RealSet, ridge: float = 0.1) -> Whitening:
+    """Return the ZCA map of a real set's normalized images: one pass, float64 sums.
+
+    Raises: UsageError when an image has more numbers than a matrix of them fits memory.
+    """
+    size = real.images[0].numel()
+    if size > MOST_WHITENED:
+        shape = "x".join(map(str, real.images.shape[1:]))
+        raise UsageError(
+            f"found images of {shape} for ZCA; expected {MOST_WHITENED} numbers or fewer (64 x 64 "
+            "in color): leave out --zca"
+        )
+    total = torch.zeros(size, dtype=torch.float64, device=real.device)
+    products = torch.zeros(size, size, dtype=torch.float64, device=real.device)
+    for part in torch.arange(len(real)).split(read_size(real)):
+        rows = real.normalized(part).flatten(1).double()
+        total += rows.sum(0)
+        products += rows.T @ rows
+    mean = total / len(real)
+    return Whitening.of(mean, products / len(real) - torch.outer(mean, mean), ridge)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from .backbones import Network, from_spec
 from .errors import DataError
 from .features import logits_of_set
 from .metrics import evaluate_task
+from .pixels import Whitening
 from .records import Json, from_record, load_state, read_json, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, Recipe, SyntheticSet
@@ -31,6 +32,7 @@ def train(
     by = recipe or synthetic.recipe
     rng = Rng(seed).child("student")
     network = from_spec(by.backbone).build(synthetic.card, rng.at("network")).to(device)
+    network.whiten_by(synthetic.whitening)
     fit(network, TensorImages.of(dataclasses.replace(synthetic, recipe=by), device), by, rng)
     return network
 
@@ -54,7 +56,7 @@ def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
 
 
 def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
-    """Return the scores of a network on a split of local data, normalized as its recipe says.
+    """Return the scores of a network on a split of local data, prepared as its recipe says.
 
     `card` is that of the set the network was trained on. AUC is None where the split holds one
     class only.
@@ -62,7 +64,8 @@ def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
     """
     check_kind(real.card, card)
     seen = dataclasses.replace(real.card, mean=recipe.mean, std=recipe.std)
-    logits = logits_of_set(network, dataclasses.replace(real, card=seen))
+    local = dataclasses.replace(real, card=seen).whitened(network.whitening)
+    logits = logits_of_set(network, local)
     scores = evaluate_task(real.card.task, logits, real.labels)
     return scores | {"auc": None if math.isnan(scores["auc"]) else scores["auc"]}
 
@@ -84,5 +87,10 @@ def load(path: Path) -> tuple[Network, Recipe, Card]:
         raise DataError(f"{path} holds no model; expected one written by train")
     recipe, card = from_record(Recipe, header["recipe"]), from_record(Card, header["card"])
     network = from_spec(recipe.backbone).build(card, Rng(0).at("replaced"))
+    if recipe.whitening:
+        parts = [state[key] for name in Whitening._fields if (key := f"whitening_{name}") in state]
+        if len(parts) < len(Whitening._fields):
+            raise DataError(f"{path} lacks the whitening that its recipe names; expected both")
+        network.whiten_by(Whitening(*parts))
     network.load_state_dict(state)
     return network, recipe, card

@@ -1,6 +1,7 @@
 """What is done to the pixels of many images at once: normalization, and tiles in mosaics."""
 
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,37 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Undo `normalize` into a new tensor: x std + mean."""
     return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+class Whitening(NamedTuple):
+    """An affine map of normalized images, flattened to p numbers, whose numbers are uncorrelated.
+
+    x -> (x - mean) matrix, with matrix = U (S + ridge)^(-1/2) U^T from the covariance U S U^T of
+    training images (ZCA): of all such maps the one that changes images least.
+    Shapes: mean float32 [p], matrix float32 [p, p].
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    @staticmethod
+    def of(mean: Tensor, covariance: Tensor, ridge: float) -> "Whitening":
+        """Return the map for a mean [p] and a covariance [p, p], both in float64."""
+        values, vectors = torch.linalg.eigh(covariance)
+        scales = (values.clamp_min(0) + ridge).rsqrt()
+        return Whitening(mean.float(), ((vectors * scales) @ vectors.T).float())
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Return the images [n, c, ...], whitened."""
+        mean, matrix = (tensor.to(images) for tensor in self)
+        return ((images.flatten(1) - mean) @ matrix).view(images.shape)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Return whitened images as they were, to float rounding."""
+        mean, matrix = (tensor.to(images.device).double() for tensor in self)
+        rows = torch.linalg.solve(matrix, images.flatten(1).double(), left=False)
+        found: Tensor = (rows + mean).to(images.dtype)
+        return found.view(images.shape)
 
 
 def outside(intensities: Tensor, by: float = 0.0) -> float:

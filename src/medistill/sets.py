@@ -9,14 +9,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import DataError, UsageError
-from .pixels import normalize, tiles_of
-from .records import Json, canonical, from_record, load_state, save_state, to_record
+from .pixels import Whitening, normalize, tiles_of
+from .records import (
+    Json,
+    canonical,
+    from_record,
+    load_state,
+    save_state,
+    state_digest,
+    to_record,
+)
 
 FULL = {torch.uint8: 255, torch.uint16: 65535}  # what is stored for intensity 1
 BLOCK = 1024  # images read at once where a whole set is, or fewer:
@@ -66,7 +74,8 @@ class RealSet:
     intensities 0 to 1; labels int64 [n], or {0, 1} [n, k] for multi-label tasks; groups int64 [n]
     of patients (or identical images), or None; facts: what else is known of each image, as numbers
     [n], by name. `file` is the map of a file that the images lie in, if they do: its pages are
-    given back after each read, so that a set larger than the memory never fills it.
+    given back after each read, so that a set larger than the memory never fills it. `whitening` is
+    what normalized images pass through as well.
     Raises: DataError when shapes, types or labels do not fit the card.
     """
 
@@ -76,6 +85,7 @@ class RealSet:
     groups: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
     file: mmap.mmap | None = None
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         shape = (self.card.channels, *self.card.shape)
@@ -107,10 +117,7 @@ class RealSet:
 
     def to(self, device: torch.device) -> "RealSet":
         """Return the set with its images (still as stored) and labels on a device."""
-        moved = copy.copy(self)  # what was checked and counted once stays so
-        object.__setattr__(moved, "images", self.images.to(device))
-        object.__setattr__(moved, "labels", self.labels.to(device))
-        return moved
+        return copied(self, images=self.images.to(device), labels=self.labels.to(device))
 
     @cached_property
     def by_class(self) -> list[Tensor]:
@@ -142,7 +149,12 @@ class RealSet:
         # Contiguous, for sets read in other ways have other strides, and so other last bits.
         images = self.images[index.to(self.device)].contiguous().float().div_(self.full)
         self._give_back()
-        return normalize(images, self.card.mean, self.card.std)
+        images = normalize(images, self.card.mean, self.card.std)
+        return images if self.whitening is None else self.whitening.apply(images)
+
+    def whitened(self, whitening: Whitening | None) -> "RealSet":
+        """Return the set with its normalized images whitened."""
+        return copied(self, whitening=whitening)
 
     def take(self, index: Tensor) -> "RealSet":
         """Return the set of the images at `index`, copied into memory as they are stored."""
@@ -151,7 +163,7 @@ class RealSet:
         facts = {name: values[index] for name, values in self.facts.items()}
         part = RealSet(self.images[where], self.labels[where], self.card, groups, facts)
         self._give_back()
-        return part
+        return part.whitened(self.whitening)
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the images as stored, in order and in blocks; each is gone when the next comes."""
@@ -165,6 +177,14 @@ class RealSet:
             self.file.madvise(mmap.MADV_DONTNEED)
 
 
+def copied(real: RealSet, **fields: Any) -> RealSet:
+    """Return a set with other fields, where what was checked and counted once stays so."""
+    other = copy.copy(real)
+    for name, value in fields.items():
+        object.__setattr__(other, name, value)
+    return other
+
+
 class Splits(NamedTuple):
     """The three splits of a dataset; no patient and no identical image stands in two of them."""
 
@@ -176,6 +196,10 @@ class Splits(NamedTuple):
         """Return the splits on a device."""
         return Splits(*(part.to(device) for part in self))
 
+    def whitened(self, whitening: Whitening | None) -> "Splits":
+        """Return the splits with their normalized images whitened."""
+        return Splits(*(part.whitened(whitening) for part in self))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -186,6 +210,8 @@ class Recipe:
     `loss` fits the task: cross-entropy, that with labels softened by distance for ordered classes,
     or a binary one for each class. `intensity` is the card's rule for intensities.
     With `factor` f above 1 each stored image is f x f tiles that `tiles_of` makes whole images of.
+    `whitening` is the digest of the map that normalized images pass through, if they do: the set
+    has its tensors.
     """
 
     mean: tuple[float, ...]
@@ -202,6 +228,7 @@ class Recipe:
     loss: Loss = "cross-entropy"
     factor: int = 1
     intensity: str = ""
+    whitening: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,7 +253,8 @@ class SyntheticSet:
 
     Shapes: images float32 [m, c, h, w] or [m, c, d, h, w], before normalization by recipe.mean
     and recipe.std; labels float32 [m, k], one-hot or soft, rows sum to 1 (in multi-label tasks
-    each number is that of its own class, 0 to 1).
+    each number is that of its own class, 0 to 1). Where the recipe names a `whitening`, it stands
+    here; the images are stored as they look, not whitened.
     """
 
     images: Tensor
@@ -234,13 +262,15 @@ class SyntheticSet:
     recipe: Recipe
     origin: Origin
     card: Card
+    whitening: Whitening | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def normalized(self) -> Tensor:
-        """Return the stored images, normalized."""
-        return normalize(self.images.clone(), self.recipe.mean, self.recipe.std)
+        """Return the stored images, normalized and whitened where the recipe says so."""
+        images = normalize(self.images.clone(), self.recipe.mean, self.recipe.std)
+        return images if self.whitening is None else self.whitening.apply(images)
 
     def to_train(self) -> tuple[Tensor, Tensor]:
         """Return the images that a network is trained on, all tiles made whole, and their labels.
@@ -261,7 +291,10 @@ class SyntheticSet:
         """Write the set as safetensors with one JSON header."""
         header: Json = {"format": "medistill synthetic 1"}
         header |= {name: to_record(getattr(self, name)) for name in ("recipe", "origin", "card")}
-        save_state(path, {"images": self.images, "labels": self.labels}, header)
+        state = {"images": self.images, "labels": self.labels}
+        if self.whitening is not None:
+            state |= {f"whitening.{name}": t for name, t in self.whitening._asdict().items()}
+        save_state(path, state, header)
 
     @staticmethod
     def load(path: Path) -> "SyntheticSet":
@@ -272,13 +305,17 @@ class SyntheticSet:
         state, header = load_state(path)
         if header.get("format") != "medistill synthetic 1" or {"images", "labels"} - set(state):
             raise DataError(f"{path} holds no synthetic set; expected one written by distill")
-        return SyntheticSet(
-            state["images"],
-            state["labels"],
-            from_record(Recipe, header["recipe"]),
-            from_record(Origin, header["origin"]),
-            from_record(Card, header["card"]),
-        )
+        recipe = from_record(Recipe, header["recipe"])
+        whitening = None
+        if recipe.whitening:
+            names = [f"whitening.{name}" for name in Whitening._fields]
+            held = {name: state[name] for name in names if name in state}
+            if list(held) != names or state_digest(held) != recipe.whitening:
+                raise DataError(f"{path} lacks the whitening that its recipe names; expected both")
+            whitening = Whitening(*held.values())
+        origin = from_record(Origin, header["origin"])
+        card = from_record(Card, header["card"])
+        return SyntheticSet(state["images"], state["labels"], recipe, origin, card, whitening)
 
 
 def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Card:

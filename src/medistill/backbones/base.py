@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..pixels import Whitening
 from ..records import State
 from ..sets import Card
 
@@ -21,12 +22,31 @@ class Network(nn.Module):
     """A body that gives features and one linear head that gives logits.
 
     Shapes: images [n, c, h, w] or [n, c, d, h, w] -> features [n, d] -> logits [n, k].
+    `whitening` is what its images were whitened by, if they were; it is part of its state, and
+    not of its path: images come whitened.
     """
+
+    whitening_mean: Tensor | None
+    whitening_matrix: Tensor | None
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.body = body
         self.head = head
+        for name in Whitening._fields:
+            self.register_buffer(f"whitening_{name}", None)
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """What the images that the network was trained on were whitened by."""
+        if self.whitening_mean is None or self.whitening_matrix is None:
+            return None
+        return Whitening(self.whitening_mean, self.whitening_matrix)
+
+    def whiten_by(self, whitening: Whitening | None) -> None:
+        """Remember what images have to be whitened by."""
+        for name in Whitening._fields:
+            setattr(self, f"whitening_{name}", whitening and getattr(whitening, name).clone())
 
     def features(self, images: Tensor) -> Tensor:
         """Return the body's output, flattened; channels-last, which the CPU kernels prefer."""
@@ -155,5 +175,5 @@ def refresh(network: nn.Module, generator: torch.Generator) -> None:
                     # Drawn in a contiguous tensor: numbers must not depend on memory layout.
                     fresh = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                     tensor.copy_(fresh)
-        elif module._parameters or module._buffers:
+        elif module._parameters or any(b is not None for b in module._buffers.values()):
             module.reset_parameters()  # type: ignore[operator]

@@ -111,8 +111,8 @@ def distill(
     """Distill a dataset into a few synthetic images per class.
 
     Settings of the method are flags too: --lr-images 0.5 --start real. Images start from noise
-    unless --start real or --paper is given. Ctrl-C leaves a run that goes on with --resume.
-    --workers share what a method prepares side by side: the experts of mtt and its heirs.
+    (mtt and its heirs: class means) unless --start real or --paper is given. Ctrl-C leaves a run
+    that goes on with --resume. --workers train experts side by side.
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
@@ -137,8 +137,8 @@ def distill(
         real = load(source, root=data_root, offline=offline, seed=seed).train
     else:
         real, student = held.without_images(), student if backbone else held.backbone
-    real, compute, engine = real.to(find_device(device)), Compute(precision), local(workers)
-    task = Task(real, spent, student, augmentation, compute, held, engine=engine)
+    real, compute = real.to(find_device(device)), Compute(precision)
+    task = Task(real, spent, student, augmentation, compute, held, engine=local(workers))
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)

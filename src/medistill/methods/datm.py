@@ -12,7 +12,7 @@ from ..records import State
 from ..rng import Rng
 from ..unroll import named
 from .base import Log, Task, one_hot, pick
-from .mtt import nearest_row
+from .mtt import nearest_row, small_enough
 from .trajectory_matching import TrajectoryMatching, expert_at, student_of
 
 JUDGES = 10  # experts, and images of a class, whose logits a first label is the mean of
@@ -74,11 +74,12 @@ class DATM(TrajectoryMatching):
     def as_in_paper(self, task: Task) -> "DATM":
         """Set what the paper has for CIFAR-10 at the nearest number of images per class."""
         row = nearest_row(PAPER, task.ipc)
-        return replace(self, **row, skip_above=1.0, experts=100, patience=0, start="real")
+        row |= {"skip_above": 1.0, "zca": small_enough(task), "start": "real"}
+        return replace(self, **row, experts=100, patience=0)
 
     def init(self, task: Task, rng: Rng) -> State:
         """Choose real images that an expert classifies rightly, and the first labels."""
-        state = super().init(task, rng)
+        state, task = super().init(task, rng), self.seen(task)
         if self.start == "real":
             index = self._right(task, rng)
             state["images"] = task.real.normalized(index)

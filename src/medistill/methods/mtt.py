@@ -1,8 +1,9 @@
 """MTT: images that lead a student along an expert's way."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from ..features import MOST_WHITENED
 from .base import Task
 from .trajectory_matching import TrajectoryMatching
 
@@ -24,6 +25,11 @@ def nearest_row(table: dict[int, dict[str, Any]], ipc: int) -> dict[str, Any]:
     return dict(table[max((known for known in table if known <= ipc), default=min(table))])
 
 
+def small_enough(task: Task) -> bool:
+    """Say whether a task's images can be whitened."""
+    return task.real.images[0].numel() <= MOST_WHITENED
+
+
 @dataclass(frozen=True)
 class MTT(TrajectoryMatching):
     """Matching training trajectories.
@@ -40,7 +46,8 @@ class MTT(TrajectoryMatching):
     name: ClassVar[str] = "mtt"
     paper: ClassVar[str] = "arXiv 2203.11932"
 
-    def as_in_paper(self, task: Task) -> "MTT":
+    def as_in_paper(self, task: Task) -> Self:
         """Set what the paper has for CIFAR-10 at the nearest number of images per class."""
         row = nearest_row(PAPER, task.ipc)
-        return replace(self, **row, experts=100, patience=0, start="real")
+        zca = task.ipc < 50 and small_enough(task)
+        return replace(self, **row, zca=zca, experts=100, patience=0, start="real")

@@ -1,7 +1,7 @@
 """TESLA: MTT whose student steps are differentiated one by one."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,11 +39,10 @@ class TESLA(MTT):
     name: ClassVar[str] = "tesla"
     paper: ClassVar[str] = "arXiv 2211.10586"
 
-    def as_in_paper(self, task: Task) -> "TESLA":
+    def as_in_paper(self, task: Task) -> Self:
         """Set what the paper has for CIFAR-10, real start and labels of the experts."""
         row = nearest_row(PAPER, task.ipc)
-        row |= {"experts": 100, "patience": 0, "start": "real", "teacher_labels": True}
-        return replace(self, **row)
+        return replace(super().as_in_paper(task), **row, teacher_labels=True)
 
     @torch.no_grad()
     def targets(self, state: State, task: Task, path: Path) -> Tensor:

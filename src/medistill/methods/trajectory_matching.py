@@ -11,10 +11,10 @@ from ..backbones import Backbone, Network
 from ..compute import Mode, has_compiler
 from ..errors import RunRefused, UsageError
 from ..experts import Bank, Training, experts
-from ..features import fixed
+from ..features import fixed, whitening_of
 from ..optim import sgd_
-from ..pixels import denormalize, outside
-from ..records import Json, State, to_record
+from ..pixels import Whitening, denormalize, outside
+from ..records import Json, State, state_digest, to_record
 from ..rng import Rng
 from ..sets import LOSSES, Card, Start, SyntheticSet
 from ..unroll import Student, plan, pull_back, walk
@@ -47,7 +47,8 @@ class TrajectoryMatching(Method):
 
     The learned rate of the student is exp(r), so it stays positive; r moves by SGD at rate
     lr_rate / rate^2, which moves the rate itself as the papers do, to first order at its start,
-    and no step's gradient changes it by more than 2%: far from the goal it would collapse.
+    and no step's gradient changes it by more than 2%: far from the goal it would collapse. With
+    `zca` all images are whitened (see `Whitening`); the set travels with the map.
     Images start from the mean of their class, a statistic: the first students of noise end many
     times further off than they began, so noise wants a lower `rate` and many more steps.
     """
@@ -63,6 +64,7 @@ class TrajectoryMatching(Method):
     momentum: float = 0.5
     batch_synthetic: int = 0
     lr_expert: float = 0.01
+    zca: bool = False
     patience: int = field(default=10, metadata={"least": 0})
     start: Start = "class-mean"
     own_files: ClassVar[bool] = True
@@ -104,7 +106,7 @@ class TrajectoryMatching(Method):
 
     def prepared_from(self, task: Task) -> Json:
         """Return how experts are trained: their number and length are no part of it."""
-        return {"experts": to_record(self.training)}
+        return {"experts": to_record(self.training), "zca": self.zca}
 
     @property
     def epochs(self) -> int:
@@ -117,8 +119,26 @@ class TrajectoryMatching(Method):
         return Bank(*parts, self.training, task.store)
 
     def prepare(self, task: Task, rng: Rng) -> State:
-        """Return the experts, as `experts` does; files hold them where the task has a store."""
-        return experts(self.bank(task), self.experts, self.epochs, task.engine)
+        """Return the experts, as `experts` does; files hold them where the task has a store.
+
+        With `zca` they see whitened images, and the map stands beside them.
+        """
+        whitening = whitening_of(task.real) if self.zca else None
+        bank = self.bank(replace(task, real=task.real.whitened(whitening)))
+        found = experts(bank, self.experts, self.epochs, task.engine)
+        if whitening is not None:
+            found |= {f"whitening.{name}": t for name, t in whitening._asdict().items()}
+        return found
+
+    def whitening(self, task: Task) -> Whitening | None:
+        """Return the map that a task's images pass through, as `prepare` made it."""
+        if not self.zca:
+            return None
+        return Whitening(*(task.prepared[f"whitening.{name}"] for name in Whitening._fields))
+
+    def seen(self, task: Task) -> Task:
+        """Return the task with images as the networks see them."""
+        return replace(task, real=task.real.whitened(self.whitening(task)))
 
     def prepare_compiled(self, task: Task, mode: Mode) -> bool:
         """Compile the training of experts on more than a few images: epochs take half as long."""
@@ -127,7 +147,7 @@ class TrajectoryMatching(Method):
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start, and the student's rate."""
         rate = torch.tensor(self.rate).log()
-        first = started(task, self.start, rng)
+        first = started(self.seen(task), self.start, rng)
         return {**first, "log_rate": rate, "rate_velocity": torch.zeros_like(rate)}
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
@@ -157,13 +177,24 @@ class TrajectoryMatching(Method):
             "gradient_norm": float(pulled.images.norm()),
             "rate": float(_rate(after)),
             "expert_accuracy": path.accuracy,
-            "outside": outside(denormalize(after["images"], card.mean, card.std)),
+            "outside": outside(self._intensities(after["images"], task)),
         }
 
     def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
-        """Return the set of a state; its recipe has the learned rate."""
-        made = super().finish(state, task, rng)
-        return replace(made, recipe=replace(made.recipe, lr=float(_rate(state))))
+        """Return the set of a state; its recipe has the learned rate, and the map of `zca`."""
+        made, whitening = super().finish(state, task, rng), self.whitening(task)
+        recipe = replace(made.recipe, lr=float(_rate(state)))
+        if whitening is None:
+            return replace(made, recipe=recipe)
+        held = {f"whitening.{name}": t.cpu() for name, t in whitening._asdict().items()}
+        recipe = replace(recipe, whitening=state_digest(held))
+        images = self._intensities(state["images"], task).cpu()
+        return replace(made, images=images, recipe=recipe, whitening=Whitening(*held.values()))
+
+    def _intensities(self, images: Tensor, task: Task) -> Tensor:
+        whitening, card = self.whitening(task), task.real.card
+        plain = images if whitening is None else whitening.undo(images)
+        return denormalize(plain, card.mean, card.std)
 
     def targets(self, state: State, task: Task, path: Path) -> Tensor:
         """Return what the student learns of each image [m, k]: its label."""
