@@ -74,7 +74,8 @@ ALL = sorted(commands_of(typer.main.get_command(app)))
 def test_every_command_is_known_to_this_file() -> None:
     assert set(COMMANDS) < set(ALL)
     assert [name for name in ALL if name not in COMMANDS] == [
-        *("data inspect", "merge", "sketch")  # held by test_data.py and test_sketch.py
+        # held by test_data.py, test_trajectory.py and test_sketch.py
+        *("data inspect", "experts", "merge", "sketch")
     ]
 
 

@@ -1,6 +1,7 @@
 """Trajectory methods: the adjoint against the unrolled graph, and each loss against its formula."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from typer.testing import CliRunner
 
 from medistill import model
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
+from medistill.cli import app
 from medistill.compute import Compute
 from medistill.conformance import toy
 from medistill.data import load
@@ -701,3 +704,43 @@ def test_experts_are_prepared_once_for_methods_that_share_them(tmp_path: Any) ->
         assert torch.equal(tensor, again[name])
     prepared(FTD(**SMALL), task, tmp_path)
     assert len(list(tmp_path.rglob("expert-*.safetensors"))) == 4
+
+
+# The command
+
+
+def test_experts_are_trained_ahead_and_found_again(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["experts", "phantom:n=60,size=16", "--backbone", "convnet-2-8", "--json"]
+    flags = ["--experts", "2", "--max-start", "2"]
+    first = CliRunner().invoke(app, [*words, *flags])
+    assert first.exit_code == 0, first.output
+    assert "experts: 2 of 3 epochs" in first.stderr
+    found = json.loads(first.stdout)
+    assert (found["experts"], found["epochs"]) == (2, [3, 3])
+    assert len(found["accuracy"]) == 2
+    again = CliRunner().invoke(app, [*words, *flags])
+    assert again.stderr == ""
+    assert json.loads(again.stdout)["accuracy"] == found["accuracy"]
+    run = ["distill", *words[1:], "--method", "mtt", *flags, "--ipc", "1", "--steps", "1"]
+    made = CliRunner().invoke(app, [*run, "--student-steps", "2", "--out", str(tmp_path / "run")])
+    assert made.exit_code == 0, made.output
+    assert "experts" not in made.stderr
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert {"loss", "gradient_norm", "rate", "expert_accuracy", "outside"} < set(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--method", "dm"], 2, "has no experts"),
+        (["--experts", "0"], 2, "found experts 0 for mtt; expected 1 or more"),
+        (["--workers", "0"], 2, "expected at least 1"),
+        (["--backbone", "convnet-2-8-batch"], 2, "use instance norm"),
+    ],
+)
+def test_experts_of_nothing_are_refused(words: list[str], code: int, text: str) -> None:
+    result = CliRunner().invoke(app, ["experts", "phantom:n=60,size=16", *words])
+    assert (result.exit_code, text in result.stderr) == (code, True), result.stderr

@@ -60,6 +60,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def at_least_one(**counts: int | None) -> None:
+    """Refuse counts that were given and are below 1.
+
+    Raises: UsageError that names the flag.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"found --{name.replace('_', '-')} {count}; expected at least 1")
+
+
 def emit(record: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: JSON for programs, text for people."""
     print(json.dumps(record) if as_json else text)

@@ -18,6 +18,7 @@ from .common import (
     Seed,
     Source,
     Workers,
+    at_least_one,
     command_line,
     emit,
     extra_fields,
@@ -121,15 +122,13 @@ def distill(
     from ..data import load
     from ..distill import Run, distill_to
     from ..engine import local
-    from ..errors import UsageError
     from ..methods import Task
     from ..sketch import Sketch
 
     fields = extra_fields(context.args)
     ipc = IPC if ipc is images is bytes is None else ipc
     spent, student = Budget(ipc, images, bytes, budget, small), _student(backbone)
-    if steps is not None and steps < 1:
-        raise UsageError(f"found --steps {steps}; expected at least 1")
+    at_least_one(steps=steps)
     augmentation = read_augmentation(augment, no_flip)
     held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
     chosen = _method(method, fields, held)

@@ -15,6 +15,7 @@ from .common import (
     Offline,
     Precision,
     Seed,
+    at_least_one,
     command_line,
     emit,
     guarded,
@@ -56,12 +57,9 @@ def evaluate(
     from ..backbones import backbone as read_backbone
     from ..compute import Compute, find_device
     from ..data import load
-    from ..errors import UsageError
     from ..evaluate import evaluate_run
 
-    for flag, count in {"seeds": seeds, "student-steps": student_steps, "batch": batch}.items():
-        if count is not None and count < 1:
-            raise UsageError(f"found --{flag} {count}; expected at least 1")
+    at_least_one(seeds=seeds, student_steps=student_steps, batch=batch)
     students = [read_backbone(name) for name in backbone or []]
     where = find_device(device)
     splits = load(data, root=data_root, offline=offline, seed=seed).to(where)
