@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
@@ -154,6 +157,66 @@ def test_the_adjoint_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(
         lambda *leaves: _Distance.apply(*leaves, given), given.leaves, eps=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_vectors_that_are_walked_anew_are_the_same(
+    momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = setting()
+    steps = plan(6, 4, 11, DRAWS, (8, 8), Rng(0))
+    leaves = given.leaves[:3]
+    found = []
+    for kept in (30, 4, 1):
+        monkeypatch.setattr("medistill.unroll.KEPT", kept)
+        way = walk(given.student, given.start, *leaves, steps, DRAWS, momentum=momentum)
+        assert len(way) == 12
+        assert len(way.kept) == {30: 11, 4: 4, 1: 1}[kept]
+        by = {11: way[-1] - given.target, 5: way[5]}
+        pulled = pull_back(given.student, way, *leaves, steps, DRAWS, by, momentum=momentum)
+        found.append([*pulled, *way])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert found[0][4].equal(given.start)
+
+
+MEMORY = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_trajectory import matching_at
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+matching_at(2)
+before = peak()
+matching_at(int(sys.argv[1]))
+print(peak() / before)
+"""
+
+
+def matching_at(count: int) -> None:
+    """Pull back through so many steps of a student that is large beside its images."""
+    card = dataclasses.replace(toy().card, shape=(16, 16))
+    network = ConvNet(depth=2, width=64).build(card, Rng(0).at("network"))
+    student, start = Student(network), vector_of(network)
+    images = torch.randn(20, 1, 16, 16, generator=Rng(0).at("images"))
+    labels = F.one_hot(torch.arange(20) % 3, 3).float()
+    steps = plan(20, 20, count, DRAWS, (16, 16), Rng(0))
+    rate = torch.tensor(0.01)
+    thetas = walk(student, start, images, labels, rate, steps, DRAWS)
+    pull_back(student, thetas, images, labels, rate, steps, DRAWS, {count: thetas[-1]})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_steps() -> None:
+    words = [sys.executable, "-W", "ignore", "-c", MEMORY, "80", str(FilePath(__file__).parent)]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 1.15
 
 
 def test_a_vector_and_its_parameters_are_one() -> None:

@@ -1,7 +1,7 @@
 """A student's steps on synthetic images, and their exact derivative in constant memory."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from .records import State
 from .rng import Rng
 from .sets import Loss
 from .train import batch_index, losses
+
+KEPT = 30  # stretches of a student's way that begin from a vector in memory
 
 
 class Step(NamedTuple):
@@ -121,6 +123,47 @@ def plan(
     return found
 
 
+class Way(Sequence[Tensor]):
+    """A student's parameters before and after each step; few are kept, others are walked anew.
+
+    At most KEPT stretches of equal length are begun from vectors in memory, and the stretch that
+    was asked for last is held whole: as one goes back, each is walked once more. The same
+    arithmetic gives the same bits.
+    """
+
+    def __init__(
+        self, advance: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], start: Tensor, n: int
+    ) -> None:
+        self.advance, self.n = advance, n
+        self.every = max(1, -(-n // KEPT))
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        theta, velocity = start, torch.zeros_like(start)
+        for i in range(n):
+            if i % self.every == 0:
+                self.kept[i] = theta, velocity
+            theta, velocity = advance(i, theta, velocity)
+        self.end, self.stretch = theta, {n: theta}
+
+    def __len__(self) -> int:
+        return self.n + 1
+
+    def __getitem__(self, i: Any) -> Any:
+        """Return the parameters [p] after step i (0: before the first)."""
+        i = range(self.n + 1)[i]
+        if i == self.n:
+            return self.end
+        if i in self.kept:
+            return self.kept[i][0]
+        if i not in self.stretch:
+            at = i - i % self.every
+            theta, velocity = self.kept[at]
+            self.stretch = {}
+            for step in range(at, min(at + self.every, self.n) - 1):
+                theta, velocity = self.advance(step, theta, velocity)
+                self.stretch[step + 1] = theta
+        return self.stretch[i]
+
+
 @torch.no_grad()
 def walk(
     student: Student,
@@ -132,17 +175,21 @@ def walk(
     augmentation: Augmentation,
     *,
     momentum: float = 0.0,
-) -> list[Tensor]:
-    """Return a student's parameters before and after each step of SGD, len(steps) + 1 vectors.
+) -> Way:
+    """Return a student's parameters before and after each step of SGD.
 
     v_{i+1} = momentum v_i + g_i(theta_i);  theta_{i+1} = theta_i - rate v_{i+1}
     """
-    thetas, velocity = [start], torch.zeros_like(start)
-    for index, draw in steps:
-        seen = augmentation.apply(images[index], draw)
-        velocity = momentum * velocity + student.gradient(thetas[-1], seen, labels[index])
-        thetas.append(thetas[-1] - rate * velocity)
-    return thetas
+
+    @torch.no_grad()
+    def advance(i: int, theta: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        where, draw = steps[i]
+        seen = augmentation.apply(images[where], draw)
+        slope = student.gradient(theta, seen, labels[where])
+        velocity = momentum * velocity + slope if momentum else slope
+        return theta - rate * velocity, velocity if momentum else theta
+
+    return Way(advance, start, len(steps))
 
 
 def pull_back(
@@ -164,7 +211,7 @@ def pull_back(
         m_i = lambda_{i+1} + momentum m_{i+1}
         d rate -= <m_i, g_i>;  d(x, y) -= rate d<g_i, m_i>/d(x, y)
         lambda_i = lambda_{i+1} - rate d<g_i, m_i>/dtheta_i  (+ cotangents[i])
-    Only the vectors are kept, so the memory for maps is that of one step however many there are.
+    Only some vectors are kept, so the memory is that of one step however many there are.
     Not `exact`, lambda stays as it is: steps are taken to be independent of each other, the
     approximation of TESLA (arXiv 2211.10586, section 3.2), which needs no momentum.
     Source: the adjoint of gradient descent (Maclaurin et al., arXiv 1502.03492, algorithm 2, with

@@ -1,5 +1,6 @@
 """ATT: match wherever the student comes nearest to the expert."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ class ATT(MTT):
     name: ClassVar[str] = "att"
     paper: ClassVar[str] = "arXiv 2407.14245"
 
-    def compare(self, thetas: list[Tensor], path: Path, state: State) -> Compared:
+    def compare(self, thetas: Sequence[Tensor], path: Path, state: State) -> Compared:
         """Compare where the student is nearest; later steps get no gradient."""
-        apart = torch.stack([(theta - path.target).norm() for theta in thetas[1:]])
-        return ending(thetas, 1 + int(apart.argmin()), path)
+        apart = torch.stack([(theta - path.target).norm() for theta in thetas])
+        return ending(thetas, 1 + int(apart[1:].argmin()), path)

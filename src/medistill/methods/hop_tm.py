@@ -1,5 +1,6 @@
 """HoP-TM: match easy parameters first, and the shape of the way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -57,7 +58,7 @@ class HoPTM(TrajectoryMatching):
         size = len(task.prepared["expert.0.start"])
         return {**state, "easy": torch.zeros(size, dtype=torch.bool, device=task.real.device)}
 
-    def compare(self, thetas: list[Tensor], path: Path, state: State) -> Compared:
+    def compare(self, thetas: Sequence[Tensor], path: Path, state: State) -> Compared:
         """Return both parts of L, and the parameters that are easy from now on."""
         end, middle = len(thetas) - 1, (len(thetas) - 1) // 2
         left = thetas[end] - path.target

@@ -1,5 +1,6 @@
 """The step that MTT and its heirs share: walk as a student, compare with an expert, pull back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
@@ -88,7 +89,7 @@ class TrajectoryMatching(Method):
         """The last epoch that any step may begin from."""
         return self.max_start - 1
 
-    def compare(self, thetas: list[Tensor], path: Path, state: State) -> Compared:
+    def compare(self, thetas: Sequence[Tensor], path: Path, state: State) -> Compared:
         """Return L = |theta_N - theta*|^2 / |theta_0 - theta*|^2 and its derivative in theta_N."""
         return ending(thetas, len(thetas) - 1, path)
 
@@ -227,7 +228,7 @@ class TrajectoryMatching(Method):
         return {"log_rate": value, "rate_velocity": velocity}
 
 
-def ending(thetas: list[Tensor], i: int, path: Path) -> Compared:
+def ending(thetas: Sequence[Tensor], i: int, path: Path) -> Compared:
     """Return |theta_i - theta*|^2 / |theta_0 - theta*|^2 and its derivative in theta_i.
 
     Source: arXiv 2203.11932, equation 2.
@@ -261,7 +262,7 @@ def _rate(state: State) -> Tensor:
     return state["log_rate"].exp()
 
 
-def _check_finite(thetas: list[Tensor], rate: float, step: int) -> None:
+def _check_finite(thetas: Sequence[Tensor], rate: float, step: int) -> None:
     """Refuse a student that has run away, and say where it did."""
     if torch.isfinite(thetas[-1]).all():
         return
