@@ -320,7 +320,7 @@ DISTILL = "distill {} --out out --ipc 2 --backbone convnet-2-8 --steps 1"
 PHANTOM = DISTILL.format(SOURCE)
 BAD: dict[str, tuple[str, int, str]] = {
     "method": (f"{PHANTOM} --method dmm", 2, "no method 'dmm': did you mean dm"),
-    "far method": (f"{PHANTOM} --method xyz", 2, "known: dc, dm, dm-bank, dsa, herding"),
+    "far method": (f"{PHANTOM} --method xyz", 2, "known: att, datm, dc, dm, dm-bank"),
     "source": (DISTILL.format("pneumonamnist"), 2, "did you mean pneumoniamnist"),
     "source option": (DISTILL.format("phantom:sise=3"), 2, "did you mean size"),
     "device": (f"{PHANTOM} --device gpu", 2, "expected auto, cpu or cuda"),

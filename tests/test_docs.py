@@ -19,6 +19,8 @@ SHORT = {
     "distill": ["--steps", "2", "--backbone", "convnet-2-8"],
     "evaluate": ["--seeds", "2", "--student-steps", "4"],
 }
+# Volumes of 64 voxels a side take seconds each on a core.
+LARGE = ["--seeds", "1"]
 REAL = re.compile(r"\w+mnist(3d)?\b|MEDISTILL_DATA")
 
 
@@ -57,7 +59,7 @@ def rare(kept: dict[str, list[str]]) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +72,10 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for line in lines:
         words = shlex.split(os.path.expandvars(line))[1:]
         monkeypatch.setattr("sys.argv", ["medistill", *words])
-        result = CliRunner().invoke(app, [*words, *SHORT.get(words[0], [])])
+        short = SHORT.get(words[0], []) + (
+            LARGE if words[0] == "evaluate" and "@64" in line else []
+        )
+        result = CliRunner().invoke(app, [*words, *short])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 

@@ -343,6 +343,24 @@ def test_the_window_of_the_option_comes_before_that_of_the_header(tmp_path: Path
         np.testing.assert_allclose(inverse[0] / 65535, 1 - expected, atol=2e-5)
 
 
+def test_window_and_spacing_are_flags_too(tmp_path: Path) -> None:
+    nifti(tmp_path / "a" / "1.nii.gz", np.random.default_rng(0).normal(40, 90, (12, 12, 12)))
+    for number in range(4):
+        for name in ("a", "b"):
+            values = np.random.default_rng(number).normal(40, 90, (12, 12, 12))
+            nifti(tmp_path / name / f"{number}.nii.gz", values)
+    source = f"nifti:{tmp_path};dims=3;size=8x8x8"
+    option = f"{source};window=40,400;spacing=2"
+    told = [
+        CliRunner().invoke(app, ["data", "inspect", *words, "--json"]).stdout
+        for words in ([option], [source, "--window", "40,400", "--spacing", "2"], [source])
+    ]
+    assert told[0] == told[1] != told[2]
+    bad = CliRunner().invoke(app, ["data", "inspect", source, "--window", "wide"])
+    assert bad.exit_code in (2, 3)
+    assert "window" in bad.stderr
+
+
 def test_without_a_window_percentiles_of_the_whole_series(tmp_path: Path) -> None:
     from medistill.data.dicom import Series, read_header
 

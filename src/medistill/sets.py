@@ -154,7 +154,7 @@ class RealSet:
 
     def whitened(self, whitening: Whitening | None) -> "RealSet":
         """Return the set with its normalized images whitened."""
-        return copied(self, whitening=whitening)
+        return self if whitening is self.whitening else copied(self, whitening=whitening)
 
     def take(self, index: Tensor) -> "RealSet":
         """Return the set of the images at `index`, copied into memory as they are stored."""

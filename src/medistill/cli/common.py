@@ -43,6 +43,29 @@ SOURCE_HELP = (
 Source = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
 
 
+Window = Annotated[
+    str | None,
+    typer.Option(
+        help="CENTER,WIDTH of intensities, for DICOM and NIfTI: ';window=' of the source."
+    ),
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(help="Millimeters between voxels, for NIfTI: ';spacing=' of the source."),
+]
+
+
+def optioned(source: str, **options: str | None) -> str:
+    """Return a source with the options that were given as flags.
+
+    Example:
+        >>> optioned("dicom:scans", window="40,400", spacing=None)
+        'dicom:scans;window=40,400'
+    """
+    given = [f";{name}={value}" for name, value in options.items() if value is not None]
+    return source + "".join(given)
+
+
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn the library's errors into one line on stderr and the right exit code."""
 

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, DataRoot, Offline, Seed, Source, emit, guarded
+from .common import (
+    AsJson,
+    DataRoot,
+    Offline,
+    Seed,
+    Source,
+    Spacing,
+    Window,
+    emit,
+    guarded,
+    optioned,
+)
 
 app = typer.Typer(help="Known sets, their download, and what is in a source.", no_args_is_help=True)
 
@@ -60,6 +71,8 @@ def inspect(
     source: Source,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture sheet (PNG) there.")] = None,
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -73,7 +86,9 @@ def inspect(
     from ..pictures import class_sheet, png
     from ..records import write_atomic
 
-    splits = load(source, root=data_root, offline=offline, seed=seed)
+    splits = load(
+        optioned(source, window=window, spacing=spacing), root=data_root, offline=offline, seed=seed
+    )
     found = inspect_set(splits)
     if sheet is not None:
         write_atomic(sheet, png(class_sheet(splits.train)))

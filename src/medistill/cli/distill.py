@@ -17,18 +17,22 @@ from .common import (
     Precision,
     Seed,
     Source,
+    Spacing,
+    Window,
     Workers,
     at_least_one,
     command_line,
     emit,
     extra_fields,
     guarded,
+    optioned,
 )
 
 if TYPE_CHECKING:
     from ..augment import Augmentation
     from ..backbones import Backbone
     from ..methods import Method
+    from ..sets import RealSet
     from ..sketch import Sketch
 
 Name = Annotated[
@@ -105,6 +109,8 @@ def distill(
     workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -112,46 +118,44 @@ def distill(
     """Distill a dataset into a few synthetic images per class.
 
     Settings of the method are flags too: --lr-images 0.5 --start real. Images start from noise
-    (mtt and its heirs: class means) unless --start real or --paper is given. Ctrl-C leaves a run
-    that goes on with --resume. --workers train experts side by side.
+    (mtt and its heirs: class means) unless --start real or --paper is given. --workers train
+    experts side by side. Ctrl-C leaves a run that goes on with --resume.
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
     from ..budget import Budget
     from ..compute import Compute, find_device
-    from ..data import load
     from ..distill import Run, distill_to
     from ..engine import local
     from ..methods import Task
     from ..sketch import Sketch
 
-    fields = extra_fields(context.args)
-    ipc = IPC if ipc is images is bytes is None else ipc
-    spent, student = Budget(ipc, images, bytes, budget, small), _student(backbone)
     at_least_one(steps=steps)
-    augmentation = read_augmentation(augment, no_flip)
+    fields, source = extra_fields(context.args), optioned(source, window=window, spacing=spacing)
+    each = IPC if ipc is images is bytes is None else ipc
+    view = read_augmentation(augment, no_flip)
     held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
     chosen = _method(method, fields, held)
-    if held is None:
-        real = load(source, root=data_root, offline=offline, seed=seed).train
-    else:
-        real, student = held.without_images(), student if backbone else held.backbone
-    real, compute = real.to(find_device(device)), Compute(precision)
-    task = Task(real, spent, student, augmentation, compute, held, engine=local(workers))
+    real = held.without_images() if held else _train(source, data_root, offline, seed)
+    student = held.backbone if held and not backbone else _student(backbone)
+    real, how = real.to(find_device(device)), Compute(precision)
+    spent = Budget(each, images, bytes, budget, small)
+    task = Task(real, spent, student, view, how, held, engine=local(workers))
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
     record = distill_to(out, run, resume=resume, cache=cache_folder(), compiling=compile)
+    _tell(record, out, "SOURCE" if held else source, as_json)
+
+
+def _tell(record: dict[str, Any], out: Path, source: str, as_json: bool) -> None:
     shown = {"run": str(out), **{name: record[name] for name in SHOWN}}
-    emit(shown, _told(record, out, "SOURCE" if held else source), as_json)
-
-
-def _told(record: dict[str, Any], out: Path, source: str) -> str:
-    return (
+    text = (
         f"{record['images']} images in {out} after {record['steps_done']} steps, "
         f"{record['seconds']:.0f} s; look at {out / 'sheet.png'}\n"
         f"next: medistill evaluate {out} --data '{source}'"
     )
+    emit(shown, text, as_json)
 
 
 def _method(name: str | None, fields: dict[str, Any], held: "Sketch | None") -> "Method":
@@ -161,6 +165,13 @@ def _method(name: str | None, fields: dict[str, Any], held: "Sketch | None") -> 
     chosen = name or ("dm" if held is None else "sketch")
     known = {} if held is None or chosen != "sketch" else held.settings
     return make(chosen, {**known, **fields})
+
+
+def _train(source: str, root: Path | None, offline: bool, seed: int) -> "RealSet":
+    """Load the training split of a source."""
+    from ..data import load
+
+    return load(source, root=root, offline=offline, seed=seed).train
 
 
 def _student(name: str | None) -> "Backbone":

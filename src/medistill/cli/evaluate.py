@@ -15,10 +15,13 @@ from .common import (
     Offline,
     Precision,
     Seed,
+    Spacing,
+    Window,
     at_least_one,
     command_line,
     emit,
     guarded,
+    optioned,
     scores_text,
 )
 
@@ -42,6 +45,8 @@ def evaluate(
     compile: Compile = "auto",
     device: Device = "auto",
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -62,7 +67,9 @@ def evaluate(
     at_least_one(seeds=seeds, student_steps=student_steps, batch=batch)
     students = [read_backbone(name) for name in backbone or []]
     where = find_device(device)
-    splits = load(data, root=data_root, offline=offline, seed=seed).to(where)
+    splits = load(
+        optioned(data, window=window, spacing=spacing), root=data_root, offline=offline, seed=seed
+    ).to(where)
     record = evaluate_run(
         run,
         splits,

@@ -15,10 +15,13 @@ from .common import (
     Precision,
     Seed,
     Source,
+    Spacing,
+    Window,
     Workers,
     emit,
     extra_fields,
     guarded,
+    optioned,
 )
 from .distill import Augment, BackboneName, NoFlip, read_augmentation
 
@@ -41,6 +44,8 @@ def experts(
     workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -68,7 +73,9 @@ def experts(
         raise UsageError(
             f"found --method {method}, which has no experts; expected mtt or its heirs"
         )
-    real = load(source, root=data_root, offline=offline, seed=seed).train.to(find_device(device))
+    real = load(
+        optioned(source, window=window, spacing=spacing), root=data_root, offline=offline, seed=seed
+    ).train.to(find_device(device))
     augmentation, student = read_augmentation(augment, no_flip), read_backbone(backbone)
     task = Task(
         real, Budget(ipc=1), student, augmentation, Compute(precision), engine=local(workers)

@@ -17,9 +17,12 @@ from .common import (
     Precision,
     Seed,
     Source,
+    Spacing,
+    Window,
     Workers,
     emit,
     guarded,
+    optioned,
 )
 from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
 
@@ -59,6 +62,8 @@ def sketch(
     workers: Workers = 1,
     device: Device = "auto",
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -82,9 +87,9 @@ def sketch(
     from ..sketch import sketch as sketch_of
 
     _check_out(out)
-    where = find_device(device)
+    where, student = find_device(device), read_backbone(backbone)
     augmentation = read_augmentation(augment, no_flip)
-    student = read_backbone(backbone)
+    source = optioned(source, window=window, spacing=spacing)
     real = load(source, root=data_root, offline=offline, seed=seed).train.to(where)
     if mean or std:
         real = dataclasses.replace(real, card=normalized_by(real.card, mean or (), std or ()))
@@ -92,9 +97,8 @@ def sketch(
         augmentation = augmentation.without_flips()
     looks = to_spec(student), to_record(augmentation)
     spec = SketchSpec(*looks, networks, frequencies, scale, layers, seed)
-    engine = local(workers)
     begin = time.monotonic()
-    made = sketch_of(real, spec, Compute(precision), engine, compile)
+    made = sketch_of(real, spec, Compute(precision), local(workers), compile)
     made.save(out)
     taken = {"seconds": round(time.monotonic() - begin, 3), "peak_memory_bytes": peak_memory()}
     images, size = int(made.counts.sum()), out.stat().st_size

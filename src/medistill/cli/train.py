@@ -14,9 +14,12 @@ from .common import (
     Offline,
     Out,
     Seed,
+    Spacing,
+    Window,
     emit,
     guarded,
     interval_text,
+    optioned,
 )
 
 
@@ -27,6 +30,8 @@ def train(
     data: Annotated[str | None, typer.Option(help=f"Local data to test on. {SOURCE_HELP}")] = None,
     device: Device = "auto",
     seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
     data_root: DataRoot = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -48,7 +53,16 @@ def train(
         raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
     where = find_device(device)
     synthetic, recipe, scores = declared(run)
-    splits = load(data, root=data_root, offline=offline, seed=seed) if data else None
+    splits = (
+        load(
+            optioned(data, window=window, spacing=spacing),
+            root=data_root,
+            offline=offline,
+            seed=seed,
+        )
+        if data
+        else None
+    )
     network = train_model(synthetic, recipe, seed=seed, device=where)
     local = test(network, splits.test.to(where), recipe, synthetic.card) if splits else None
     save(out, network, recipe, synthetic.card)
