@@ -43,7 +43,7 @@ from medistill.unroll import plan, pull_back, walk
 RESULTS = Path(__file__).parent / "results" / "trajectories.jsonl"
 CACHE = Path(tempfile.gettempdir()) / "medistill-main-job" / "cache"
 IPC, SEEDS, STUDENT_STEPS, BATCH = 10, range(3), 600, 128
-ALIKE = MTT(**main_job.SETTINGS["mtt"])
+ALIKE = MTT(**main_job.settings_of("mtt", "pneumoniamnist"))
 STARTS = {
     "noise, rate 0.01": dataclasses.replace(ALIKE, start="noise"),
     "noise, rate 0.002": dataclasses.replace(

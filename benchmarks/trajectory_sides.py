@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from medistill.backbones import Network
-from medistill.experts import Bank, Training, _Crew, _held_out
+from medistill.experts import Bank, Training, _Crew
 from medistill.methods import Task
 from medistill.methods.base import one_hot
 from medistill.methods.trajectory_matching import student_of
@@ -35,7 +35,7 @@ class Trajectories:
         task = self.task
         bank = Bank(task.real, task.backbone, task.augmentation, task.compute, Training(batch=256))
         rng = Rng(0).child("expert", 0)
-        _, kept = _held_out(bank)
+        _, kept = bank.dealt
         data = RealImages(task.real, kept)
 
         def slow() -> Tensor:

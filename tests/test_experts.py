@@ -25,15 +25,16 @@ from medistill.experts import (
     Bank,
     Training,
     _Crew,
-    _held_out,
+    _groups,
     experts,
     surrogate,
     train_experts,
     usable_epochs,
 )
 from medistill.optim import sgd_
-from medistill.records import State, load_state
+from medistill.records import State, load_state, save_state
 from medistill.rng import Rng
+from medistill.sets import copied
 from medistill.train import RealImages, batch_of, gradient
 from medistill.unroll import flat, named, vector_of
 
@@ -42,7 +43,7 @@ REAL = toy(counts=(30, 20, 10))
 
 def bank_of(folder: Path | None = None, **training: float) -> Bank:
     """Return a bank of the smallest networks, in batches that do not divide the images."""
-    fields = {"batch": 16, "lr": 0.05, "patience": 0, **training}
+    fields = {"batch": 16, "lr": 0.05, "patience": 0, "least_steps": 1, **training}
     kind = Training(**fields)  # type: ignore[arg-type]
     return Bank(REAL, ConvNet(depth=1, width=8), Augmentation(), Compute(), kind, folder)
 
@@ -60,9 +61,9 @@ def plain_expert(bank: Bank, number: int, epochs: int) -> list[Tensor]:
     """Train one expert by a plain loop; GSAM from its formulas, on one flat vector."""
     rng, training = Rng(0).child("expert", number), bank.training
     network = bank.backbone.build(bank.real.card, rng.at("network"))
-    _, kept = _held_out(bank)
+    _, kept = bank.dealt
     data, found = RealImages(bank.real, kept), [vector_of(network)]
-    per_epoch = -(-len(kept) // training.batch)
+    per_epoch = max(-(-len(kept) // training.batch), training.least_steps)
 
     def slope(images: Tensor, labels: Tensor) -> Tensor:
         return flat([g.unsqueeze(0) for g in gradient(network, images, labels)[0]])[0]
@@ -83,9 +84,11 @@ def plain_expert(bank: Bank, number: int, epochs: int) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("sharpness", [0.0, 0.1], ids=["sgd", "gsam"])
-def test_an_expert_equals_a_plain_loop(sharpness: float) -> None:
-    bank = bank_of(sharpness=sharpness, ascent=0.4)
+@pytest.mark.parametrize(
+    ("sharpness", "least"), [(0.0, 1), (0.1, 1), (0.0, 7)], ids=["sgd", "gsam", "few images"]
+)
+def test_an_expert_equals_a_plain_loop(sharpness: float, least: int) -> None:
+    bank = bank_of(sharpness=sharpness, ascent=0.4, least_steps=least)
     kept = experts(bank, 2, 3, Here())
     for k in range(2):
         vectors = plain_expert(bank, k, 3)
@@ -171,14 +174,14 @@ def test_a_stopped_expert_is_whole_however_many_epochs_are_wanted(tmp_path: Path
 
 
 def test_images_held_out_are_of_every_class_and_train_no_expert() -> None:
-    held, kept = _held_out(bank_of())
+    held, kept = bank_of().dealt
     assert sorted([*held.tolist(), *kept.tolist()]) == list(range(60))
     assert REAL.labels[held].bincount(minlength=3).tolist() == [3, 2, 1]
-    nobody, everybody = _held_out(bank_of(holdout=0.0))
+    nobody, everybody = bank_of(holdout=0.0).dealt
     assert len(everybody) == 60
     assert len(nobody) == min(60, MOST_HELD)
     grouped = replace(REAL, groups=torch.arange(60) // 2)
-    held, kept = _held_out(replace(bank_of(), real=grouped))
+    held, kept = replace(bank_of(), real=grouped).dealt
     assert not set((held // 2).tolist()) & set((kept // 2).tolist())
 
 
@@ -187,7 +190,7 @@ def test_the_log_of_an_expert_is_its_accuracy_on_what_is_held_out() -> None:
     crew = _Crew(bank, [0])
     crew.train_epoch()
     state = crew.states()[0]
-    held, _ = _held_out(bank)
+    held, _ = bank.dealt
     network = bank.backbone.build(REAL.card, Rng(0).at("any"))
     network.load_state_dict(named(network, state["last"]))
     right = network(REAL.normalized(held)).argmax(1) == REAL.labels[held]
@@ -206,6 +209,59 @@ def test_the_size_is_told_and_refused_where_there_is_no_room(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: full)
     with pytest.raises(RunRefused, match="free some, or ask for fewer"):
         experts(bank_of(tmp_path / "full"), 2, 3, Here())
+
+
+def test_experts_that_run_away_are_refused_by_their_own_rate(tmp_path: Path) -> None:
+    with pytest.raises(RunRefused, match="lower --lr-expert"):
+        experts(bank_of(tmp_path, lr=1e30), 1, 3, Here())
+    assert not list(tmp_path.glob("expert-*"))
+
+
+def test_where_nothing_can_be_held_out_all_are_trained_on_and_looked_at() -> None:
+    few = replace(bank_of(patience=2), real=toy(counts=(2, 2, 2)))
+    held, kept = few.dealt
+    assert held.tolist() == kept.tolist() == list(range(6))
+    assert few.patience == 0
+    assert bank_of(patience=2).patience == 2
+    found = experts(few, 1, 6, Here())
+    assert found["accuracy"].isfinite().all()
+    assert found["usable"].tolist() == [6]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunRefused, match="XDG_CACHE_HOME"):
+        experts(bank_of(tmp_path / "file" / "bank"), 1, 1, Here())
+
+
+def test_a_longer_file_of_another_process_is_kept_and_a_shorter_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = bank_of(tmp_path)
+    slow = _Crew(bank, [0])
+    slow.train_epoch()
+    experts(bank, 1, 3, Here())
+    stamp = (tmp_path / "expert-0.safetensors").stat().st_mtime_ns
+    slow.save()
+    assert (tmp_path / "expert-0.safetensors").stat().st_mtime_ns == stamp
+
+    def overwritten(crew: _Crew) -> None:
+        save_state(tmp_path / "expert-0.safetensors", {}, {"epochs": 1, "stopped": False})
+
+    monkeypatch.setattr(_Crew, "save", overwritten)
+    with pytest.raises(RunRefused, match="no other process writes there"):
+        experts(bank, 1, 5, Here())
+
+
+def test_large_batches_train_alone_on_a_gpu() -> None:
+    """Eight batches of 256 large images would fill any memory; the lone way goes in blocks."""
+    bank = bank_of(batch=256)
+    assert _groups(bank, [0, 1, 2]) == [[0], [1], [2]]
+    meta = replace(bank, real=bank.real.to(torch.device("meta")))
+    assert _groups(meta, list(range(10))) == [list(range(8)), [8, 9]]
+    large = replace(REAL.card, shape=(128, 128))
+    wide = replace(meta, real=copied(meta.real, card=large))
+    assert _groups(wide, [0, 1]) == [[0], [1]]
 
 
 KILLED = """

@@ -27,6 +27,7 @@ from medistill.data import load
 from medistill.distill import Run, distill, distill_to, prepared
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.evaluate import evaluate
+from medistill.experts import _Crew
 from medistill.features import whitening_of
 from medistill.methods import ATT, DATM, FTD, MTT, TESLA, HoPTM, Task
 from medistill.methods.base import started
@@ -641,7 +642,7 @@ def test_whitened_images_are_uncorrelated_and_come_back() -> None:
     ideal = vectors @ torch.diag(values / (values + 0.1)) @ vectors.T
     torch.testing.assert_close(after, ideal, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
-        found.undo(seen), real.normalized(torch.arange(600)), rtol=1e-3, atol=1e-4
+        found.undo(seen, found.inverse()), real.normalized(torch.arange(600)), rtol=1e-3, atol=1e-4
     )
 
 
@@ -720,6 +721,67 @@ def test_a_student_that_runs_away_stops_with_the_step_and_keeps_the_checkpoint(
     with pytest.raises(RunRefused, match=r"student steps? at step \d+.*checkpoint is kept"):
         distill_to(tmp_path / "run", run, resume=False)
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "text"),
+    [
+        (MTT(rate=0.0), UsageError, "found rate 0"),
+        (FTD(average=1.0), UsageError, "found average 1"),
+        (DATM(max_start=3), UsageError, "--last-grown"),
+        (HoPTM(expert_epochs=1), UsageError, "expected 2 or more"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_settings_that_mean_nothing_are_refused(
+    method: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        distill(method, task_of(), seed=0, steps=1)
+
+
+def test_a_class_of_one_image_is_refused_before_experts_train(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(MTT(**SMALL), task_of(toy(counts=(9, 1, 9)), ipc=1), 0, "toy", "test", 1)
+    with pytest.raises(RunRefused, match="found 1 training image of class 'class 1'"):
+        distill_to(tmp_path / "run", run, resume=False)
+    assert "experts" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_while_experts_train_leaves_a_run_that_goes_on(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(MTT(**SMALL), task_of(), 0, "toy", "test", 2)
+    whole = distill_to(tmp_path / "whole", run, resume=False, cache=tmp_path / "a")
+    plain, calls = _Crew.train_epoch, []
+
+    def interrupted(crew: _Crew) -> None:
+        calls.append(crew)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        plain(crew)
+
+    monkeypatch.setattr(_Crew, "train_epoch", interrupted)
+    with pytest.raises(RunRefused, match="leave out --resume"):
+        distill_to(tmp_path / "run", run, resume=True, cache=tmp_path / "b")
+    assert not calls
+    with pytest.raises(KeyboardInterrupt):
+        distill_to(tmp_path / "run", run, resume=False, cache=tmp_path / "b")
+    record = distill_to(tmp_path / "run", run, resume=True, cache=tmp_path / "b")
+    assert record["finished"]
+    assert record["bytes"] == whole["bytes"]
+    one, two = (tmp_path / name / "synthetic.safetensors" for name in ("whole", "run"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_patients_are_part_of_a_bank(tmp_path: Any) -> None:
+    real = toy(counts=(20, 20, 20))
+    grouped = dataclasses.replace(real, groups=torch.arange(60) // 2)
+    for number, part in enumerate((real, grouped), 1):
+        prepared(MTT(**SMALL), task_of(part), tmp_path)
+        assert len({path.parent for path in tmp_path.rglob("expert-*")}) == number
 
 
 def test_networks_that_mix_images_are_refused() -> None:

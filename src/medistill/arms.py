@@ -162,7 +162,9 @@ class Book:
         """Return the recipe that the pilots choose on the validation split, and the pilots."""
         if not rates:
             return {"recipe": to_record(self.base), "pilots": []}
-        what = {"base": to_record(self.base), "rates": list(rates), "pilot": True}
+        # The base's own rate and stop are chosen anew, so sets that differ in them share this.
+        base = dataclasses.replace(self.base, lr=0.0, stop=self.base.steps)
+        what = {"base": to_record(base), "rates": list(rates), "pilot": True}
         # A rare label is hardly ever likelier than one half, so accuracies would not tell.
         several = self.splits.val.card.task == "multi-label"
         by = "auc" if several else "balanced_accuracy"

@@ -77,11 +77,12 @@ def distill(
     with progress(f"distill {method.name}", total, done=done) as advance:
         for _ in range(done, total):
             state, log = method.step(state, task, rng)
-            if not all(map(math.isfinite, log.values())):
-                raise RunRefused(
-                    f"found a loss of {log['loss']} at step {int(state['step'])}; expected a "
-                    "finite one: lower --lr-images; the last checkpoint is kept"
-                )
+            for name, value in log.items():
+                if not math.isfinite(value):
+                    raise RunRefused(
+                        f"found {name.replace('_', ' ')} {value} at step {int(state['step'])}; "
+                        "expected a finite one: lower --lr-images; the last checkpoint is kept"
+                    )
             if on_step is not None:
                 on_step(state, log)
             advance(note=f"loss {log['loss']:.4g}")
@@ -232,9 +233,8 @@ def distill_to(
     when `check` does.
     """
     check(run.method, run.task)
-    if not resume:
-        _check_free(folder)
-    ready = run.task.prepared or prepared(run.method, run.task, cache, compiling or "off")
+    _check_free(folder, resume)
+    ready = run.task.prepared or _ready(folder, run, resume, cache, compiling or "off")
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, prepared=ready))
     if compiling is not None:
         compiled = _compiled(folder, run, compiling, resume)
@@ -294,7 +294,21 @@ def _compiled(folder: Path, run: Run, mode: Mode, resume: bool) -> bool:
     return worth_compiling(mode, lambda: run.method.step(state, task, rng), steps)
 
 
-def _check_free(folder: Path) -> None:
+def _ready(folder: Path, run: Run, resume: bool, cache: Path | None, mode: Mode) -> State:
+    """Prepare the method; an interrupt leaves a run that has not begun, which can be resumed."""
+    try:
+        return prepared(run.method, run.task, cache, mode)
+    except KeyboardInterrupt:
+        if not resume:
+            write_json(folder / "run.json", {**run_record(run), "finished": False})
+        raise
+
+
+def _check_free(folder: Path, resume: bool) -> None:
+    if resume:
+        if not (folder / "run.json").is_file():
+            raise RunRefused(f"found no run in {folder}; expected run.json: leave out --resume")
+        return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunRefused(
             f"found {folder} already there; expected a new or empty folder: choose another "
@@ -307,8 +321,6 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
     if not resume:
         write_json(folder / "run.json", {**record, "finished": False})
         return None, 0.0
-    if not (folder / "run.json").is_file():
-        raise RunRefused(f"found no run in {folder}; expected run.json: leave out --resume")
     old: dict[str, Any] = read_json(folder / "run.json")
     for name in record:
         if name not in _MAY_DIFFER and old.get(name) != record[name]:

@@ -1,9 +1,11 @@
 """Experts: networks trained on the real set, kept epoch by epoch, shared by all that match them."""
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .augment import Augmentation
 from .backbones import Backbone
-from .compute import Compute
+from .compute import BLOCK_PIXELS, GPU_BLOCK, Compute
 from .data.split import assign
 from .engine import Engine, Here
 from .errors import RunRefused
@@ -39,12 +41,15 @@ class Training:
     h - ascent (g - (<g, h> / |h|^2) h).
     Source: plain experts as in arXiv 2203.11932; GSAM, Zhuang et al., ICLR 2022, arXiv 2203.08065,
     algorithm 1, with the adaptive radius of arXiv 2102.11600, as arXiv 2211.11004 uses it.
-    Departures: a share `holdout` of the training images (500 at most) is held out, and an expert
-    stops `patience` epochs after its loss there was lowest (0: never); the papers train to the end.
+    Departures: an epoch is one pass over the images, but at least `least_steps` steps, for on a few
+    hundred images one pass moves an expert nowhere; a share `holdout` of the training images (500
+    at most) is held out, and an expert stops `patience` epochs after its loss there was lowest (0:
+    never); the papers train to the end.
     """
 
     lr: float = 0.01
     batch: int = 256
+    least_steps: int = 10
     sharpness: float = 0.0
     ascent: float = 0.0
     holdout: float = 0.1
@@ -61,6 +66,28 @@ class Bank:
     compute: Compute
     training: Training
     folder: Path | None = None
+
+    @cached_property
+    def dealt(self) -> tuple[Tensor, Tensor]:
+        """Positions of the images that are held out, and of those that experts train on.
+
+        Where no class has images to spare, all are trained on, and looked at as well.
+        """
+        everything = torch.arange(len(self.real))
+        share = min(self.training.holdout, MOST_HELD / len(self.real))
+        if share > 0:
+            groups = everything if self.real.groups is None else self.real.groups
+            shares = {"train": 1 - share, "held": share}
+            found = assign(self.real.labels.cpu(), groups, shares, Rng(0))
+            if len(found["held"]):
+                return found["held"], found["train"]
+        return everything[:MOST_HELD], everything
+
+    @property
+    def patience(self) -> int:
+        """The patience of the training; none where nothing is held out to judge by."""
+        held, kept = self.dealt
+        return self.training.patience if len(held) + len(kept) == len(self.real) else 0
 
     def path(self, number: int) -> Path | None:
         """Return the file of an expert."""
@@ -79,9 +106,11 @@ def experts(bank: Bank, count: int, epochs: int, engine: Engine) -> State:
     by less than bfloat16 can tell apart. `accuracy` float32 [count, epochs + 1] is that on the
     images held out (nan after the end), `usable` int64 [count] the epochs until the loss there
     was lowest where training stopped early, and all otherwise.
-    An expert's numbers depend on its number alone, so banks of other sizes share it; one that was
-    cut short goes on from its last epoch on disk.
-    Raises: RunRefused when the disk has no room.
+    An expert's numbers depend on its number alone (on a GPU, where several train at once, to float
+    rounding), so banks of other sizes share it; one that was cut short goes on from its last epoch
+    on disk.
+    Raises: RunRefused when the disk has no room, an expert does not stay finite, or another process
+    writes the same files.
     """
     wanted = [k for k in range(count) if not _is_whole(bank, k, epochs)]
     if wanted and bank.folder is not None:
@@ -97,10 +126,16 @@ def experts(bank: Bank, count: int, epochs: int, engine: Engine) -> State:
             made |= zip(numbers, states, strict=True)
             best = 100 * max(float(state["accuracy"].max()) for state in states)
             advance(len(numbers), note=f"accuracy {best:.1f}%")
+    for k in range(count):
+        if bank.folder is not None and not _is_whole(bank, k, epochs):
+            raise RunRefused(
+                f"found a shorter expert in {_file(bank, k)} than was just trained; expected that "
+                "no other process writes there: wait for it, then run the same command again"
+            )
     found = [
         made[k] if bank.folder is None else load_state(_file(bank, k))[0] for k in range(count)
     ]
-    return _joined(found, epochs, bank.training.patience)
+    return _joined(found, epochs, bank.patience)
 
 
 def train_experts(item: tuple[Bank, Sequence[int], int]) -> list[State]:
@@ -155,7 +190,7 @@ class _Crew:
         build, card, device = bank.backbone.build, bank.real.card, bank.real.device
         networks = [build(card, rng.at("network")).to(device) for rng in self.rngs]
         self.network = networks[0]
-        held, kept = _held_out(bank)
+        held, kept = bank.dealt
         self.held, self.data = bank.real.take(held), RealImages(bank.real, kept)
         self.start = torch.stack([vector_of(network) for network in networks])
         self.moves = torch.zeros(len(numbers), 0, self.start.shape[1], dtype=torch.bfloat16)
@@ -178,12 +213,12 @@ class _Crew:
     @property
     def stopped(self) -> bool:
         """True when the held-out losses of all have ceased to fall."""
-        return all(_end(loss, self.bank.training.patience) for loss in self.curves["loss"])
+        return all(_end(loss, self.bank.patience) for loss in self.curves["loss"])
 
     def train_epoch(self) -> None:
         """Take one pass over the training images with every expert, and look at each."""
         training = self.bank.training
-        per_epoch = -(-len(self.data) // training.batch)
+        per_epoch = max(-(-len(self.data) // training.batch), training.least_steps)
         for step in range(self.epoch * per_epoch, (self.epoch + 1) * per_epoch):
             drawn = [
                 batch_of(self.data, training.batch, self.bank.augmentation, step, rng)
@@ -194,7 +229,13 @@ class _Crew:
             if training.sharpness:
                 gradients = self._flat(gradients, images, labels)
             sgd_(self.parameters, gradients, (), lr=training.lr)
-        moved = (self._vectors() - self.start).to(torch.bfloat16).cpu()
+        vectors = self._vectors()
+        if not bool(torch.isfinite(vectors).all()):
+            raise RunRefused(
+                f"found parameters of an expert that are not finite after epoch {self.epoch + 1}; "
+                "expected finite ones: lower --lr-expert; epochs before it are kept"
+            )
+        moved = (vectors - self.start).to(torch.bfloat16).cpu()
         self.moves = torch.cat([self.moves, moved.unsqueeze(1)], 1)
         self._look()
 
@@ -202,7 +243,7 @@ class _Crew:
         """Return each expert, cut where it stopped."""
         found = []
         for k, last in enumerate(self._vectors().cpu()):
-            end = _end(self.curves["loss"][k], self.bank.training.patience) or self.epoch
+            end = _end(self.curves["loss"][k], self.bank.patience) or self.epoch
             curves = {name: values[k, : end + 1].clone() for name, values in self.curves.items()}
             moves = self.moves[k, :end].clone()
             found.append({"start": self.start[k].cpu(), "moves": moves, "last": last, **curves})
@@ -211,8 +252,10 @@ class _Crew:
     def save(self) -> None:
         """Write each expert's file."""
         for number, state in zip(self.numbers, self.states(), strict=True):
+            if _is_whole(self.bank, number, len(state["moves"])):
+                continue  # another process was faster
             header: Json = {"format": FORMAT, "number": number, "epochs": len(state["moves"])}
-            stopped = _end(state["loss"], self.bank.training.patience) is not None
+            stopped = _end(state["loss"], self.bank.patience) is not None
             save_state(_file(self.bank, number), state, {**header, "stopped": stopped})
 
     def _put(self, vectors: Tensor) -> None:
@@ -296,20 +339,11 @@ def _over(values: Tensor, tensor: Tensor) -> Tensor:
     return values.view(-1, *[1] * (tensor.ndim - 1))
 
 
-def _held_out(bank: Bank) -> tuple[Tensor, Tensor]:
-    """Return positions of the images that are held out, and of those that experts train on."""
-    real, share = bank.real, bank.training.holdout
-    share = min(share, MOST_HELD / len(real))
-    if share <= 0:
-        return torch.arange(min(len(real), MOST_HELD)), torch.arange(len(real))
-    groups = torch.arange(len(real)) if real.groups is None else real.groups
-    dealt = assign(real.labels.cpu(), groups, {"train": 1 - share, "held": share}, Rng(0))
-    return dealt["held"], dealt["train"]
-
-
 def _groups(bank: Bank, wanted: Sequence[int]) -> list[list[int]]:
     """Deal experts that have not begun into groups that train at once; others go on alone."""
-    size = TOGETHER if bank.real.device.type != "cpu" else 1
+    pixels = bank.training.batch * math.prod(bank.real.card.shape)
+    room = GPU_BLOCK * BLOCK_PIXELS // pixels  # of their batches, which go through whole
+    size = max(1, min(TOGETHER, room)) if bank.real.device.type != "cpu" else 1
     begun = [k for k in wanted if (path := bank.path(k)) is not None and path.is_file()]
     fresh = [k for k in wanted if k not in begun]
     return [[k] for k in begun] + [fresh[k : k + size] for k in range(0, len(fresh), size)]
@@ -346,8 +380,14 @@ def _joined(states: Sequence[State], epochs: int, patience: int) -> State:
 
 
 def _check_room(folder: Path, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise RunRefused(
+            f"could not make {folder}: {error.strerror}; expected a cache that can be written: set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
     if free < size:
         raise RunRefused(
             f"found {free / 1e6:.0f} MB free in {folder}; expected {size / 1e6:.0f} MB for "

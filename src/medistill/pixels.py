@@ -41,12 +41,15 @@ class Whitening(NamedTuple):
         mean, matrix = (tensor.to(images) for tensor in self)
         return ((images.flatten(1) - mean) @ matrix).view(images.shape)
 
-    def undo(self, images: Tensor) -> Tensor:
-        """Return whitened images as they were, to float rounding."""
-        mean, matrix = (tensor.to(images.device).double() for tensor in self)
-        rows = torch.linalg.solve(matrix, images.flatten(1).double(), left=False)
-        found: Tensor = (rows + mean).to(images.dtype)
-        return found.view(images.shape)
+    def inverse(self) -> Tensor:
+        """Return the inverse of the matrix, float32 [p, p]."""
+        found: Tensor = torch.linalg.inv(self.matrix.double())
+        return found.float()
+
+    def undo(self, images: Tensor, inverse: Tensor) -> Tensor:
+        """Return whitened images as they were, to float rounding, with what `inverse` gave."""
+        mean, back = self.mean.to(images), inverse.to(images)
+        return (images.flatten(1) @ back + mean).view(images.shape)
 
 
 def outside(intensities: Tensor, by: float = 0.0) -> float:

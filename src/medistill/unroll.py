@@ -1,6 +1,7 @@
 """A student's steps on synthetic images, and their exact derivative in constant memory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,16 @@ class Student:
             for block in self._blocks(images, labels)
         )
         return sum(parts, torch.zeros_like(vector))
+
+    @torch.no_grad()
+    def logits(self, vector: Tensor, images: Tensor) -> Tensor:
+        """Return logits [n, k] of normalized images, block by block."""
+        state, last = named(self.network, vector), channels_last(images.ndim)
+        parts = [
+            functional_call(self.network, state, (block.contiguous(memory_format=last),))
+            for (block,) in replace(self.compute, compile=False).blocks(images)
+        ]
+        return torch.cat(parts)
 
     def pull(
         self, vector: Tensor, images: Tensor, labels: Tensor, by: Tensor, *, start: bool = True
@@ -186,8 +197,10 @@ def walk(
         where, draw = steps[i]
         seen = augmentation.apply(images[where], draw)
         slope = student.gradient(theta, seen, labels[where])
-        velocity = momentum * velocity + slope if momentum else slope
-        return theta - rate * velocity, velocity if momentum else theta
+        if not momentum:
+            return theta - rate * slope, velocity  # which stays zero, and is not kept anew
+        velocity = momentum * velocity + slope
+        return theta - rate * velocity, velocity
 
     return Way(advance, start, len(steps))
 
@@ -218,7 +231,7 @@ def pull_back(
     the vectors kept instead of reversed).
     """
     d_images, d_labels = torch.zeros_like(images), torch.zeros_like(labels)
-    d_rate = torch.zeros_like(rate)
+    d_rate = thetas[0].new_zeros(())
     adjoint, carried = torch.zeros_like(thetas[0]), torch.zeros_like(thetas[0])
     for i in reversed(range(max(cotangents))):
         if i + 1 in cotangents:
@@ -237,7 +250,7 @@ def pull_back(
         adjoint = adjoint - rate * back
     if 0 in cotangents:
         adjoint = adjoint + cotangents[0]
-    return Pulled(d_images, d_labels, d_rate, adjoint)
+    return Pulled(d_images, d_labels, d_rate.to(rate.device), adjoint)
 
 
 def _loss(

@@ -18,6 +18,7 @@ from ..budget import Budget
 from ..compute import PLAIN, Compute, Mode
 from ..engine import Engine, Here
 from ..errors import DataError, RunRefused, UsageError
+from ..features import read_size
 from ..optim import sgd_
 from ..pixels import denormalize
 from ..records import Json, State, to_record
@@ -249,19 +250,34 @@ def started(task: Task, start: Start, rng: Rng, each: int = 1) -> State:
     }
 
 
-def _near_means(task: Task, counts: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return so many images near the mean of each class."""
-    parts = []
-    classes = zip(task.real.card.classes, task.real.by_class, counts, strict=True)
-    for name, members, count in classes:
+def check_means(task: Task) -> None:
+    """Refuse to start from the mean of a class of one image, which is that image.
+
+    Raises: RunRefused.
+    """
+    for name, members in zip(task.real.card.classes, task.real.by_class, strict=True):
         if len(members) < 2:
             raise RunRefused(
                 f"found 1 training image of class {name!r}; expected 2 or more, because the "
                 "mean of one is that image: start from noise or add images"
             )
-        spread, mean = torch.var_mean(task.real.normalized(members), 0, correction=0)
-        noise = torch.randn((count, *mean.shape), generator=generator)
-        parts.append(mean + 0.1 * spread.sqrt() * noise.to(task.real.device))
+
+
+def _near_means(task: Task, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return so many images near the mean of each class, which is read in pieces."""
+    check_means(task)
+    parts, shape = [], (task.real.card.channels, *task.real.card.shape)
+    for members, count in zip(task.real.by_class, counts, strict=True):
+        total = torch.zeros(shape, dtype=torch.float64, device=task.real.device)
+        squares = total.clone()
+        for piece in members.split(read_size(task.real)):
+            images = task.real.normalized(piece).double()
+            total += images.sum(0)
+            squares += images.square().sum(0)
+        mean = total / len(members)
+        spread = (squares / len(members) - mean.square()).clamp_min(0).sqrt()
+        noise = torch.randn((count, *shape), generator=generator).to(task.real.device)
+        parts.append(mean.float() + 0.1 * spread.float() * noise)
     return torch.cat(parts)
 
 

@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..experts import Training
+from ..errors import UsageError
 from ..optim import sgd_
 from ..records import State
 from ..rng import Rng
-from ..unroll import named
 from .base import Log, Task, one_hot, pick
 from .mtt import nearest_row, small_enough
-from .trajectory_matching import TrajectoryMatching, expert_at, student_of
+from .trajectory_matching import AlongFlatExperts, expert_at, student_of
 
 JUDGES = 10  # experts, and images of a class, whose logits a first label is the mean of
 SEEN = 100
@@ -29,7 +28,7 @@ PAPER: dict[int, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class DATM(TrajectoryMatching):
+class DATM(AlongFlatExperts):
     """Difficulty-aligned trajectory matching.
 
     L of MTT for a start epoch between `first` and a last one that grows from `last` to
@@ -38,8 +37,8 @@ class DATM(TrajectoryMatching):
     Source: Guo et al., ICLR 2024, arXiv 2310.05773.
     Departures: those of MTT. y starts as the mean logits of the experts that classify an image
     rightly (one-hot where none does); images that start from noise take the mean over real images
-    of their class, and no step of theirs is skipped: their first students all end further off than
-    they began.
+    of their class. No step is skipped unless --paper: the first students of images that are not
+    real all end further off than they began.
     """
 
     iterations: int = 10_000
@@ -51,15 +50,17 @@ class DATM(TrajectoryMatching):
     lr_labels: float = 2.0
     momentum_labels: float = 0.9
     skip_above: float = 0.0
-    sharpness: float = 0.01
-    ascent: float = 0.3
     name: ClassVar[str] = "datm"
     paper: ClassVar[str] = "arXiv 2310.05773"
 
-    @property
-    def training(self) -> Training:
-        """Experts by GSAM."""
-        return replace(super().training, sharpness=self.sharpness, ascent=self.ascent)
+    def check(self, task: Task) -> None:
+        """Refuse a start epoch that this method would not look at."""
+        super().check(task)
+        if self.max_start != DATM.max_start:
+            raise UsageError(
+                f"found max_start {self.max_start} for datm, whose window grows; expected --last "
+                "and --last-grown in its place"
+            )
 
     @property
     def last_start(self) -> int:
@@ -136,14 +137,11 @@ class DATM(TrajectoryMatching):
             )
         return torch.stack(rows)[hard.argmax(1)]
 
-    @torch.no_grad()
     def _logits(self, images: Tensor, task: Task, expert: int) -> Tensor:
         """Return an expert's logits [m, k] at its last usable epoch."""
-        network = student_of(task).network
         epoch = int(task.prepared["usable"][expert])
         vector = expert_at(task.prepared, expert, epoch, images.device)
-        found: Tensor = torch.func.functional_call(network, named(network, vector), (images,))
-        return found
+        return student_of(task).logits(vector, images)
 
 
 def _certain(hard: Tensor) -> Tensor:

@@ -1,36 +1,37 @@
 """FTD: MTT along flat experts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..experts import Training
+from ..errors import UsageError
 from ..records import State
 from ..rng import Rng
 from ..sets import SyntheticSet
 from .base import Log, Task
 from .mtt import MTT
+from .trajectory_matching import AlongFlatExperts
 
 
 @dataclass(frozen=True)
-class FTD(MTT):
+class FTD(MTT, AlongFlatExperts):
     """Flat trajectory distillation: MTT with experts trained by GSAM, and averaged images.
 
     The set is the exponential moving average of the images: a <- average a + (1 - average) x.
     Source: Du et al., CVPR 2023, arXiv 2211.11004.
-    Departures: those of MTT, whose settings it has; the average starts at the first images and is
-    corrected for that, so that a short run does not end at its start.
+    Departures: those of MTT, whose settings it has; the average starts at zero and is corrected for
+    that, so that a short run does not end at its start.
     """
 
-    sharpness: float = 0.01
     ascent: float = 0.4
     average: float = 0.999
     name: ClassVar[str] = "ftd"
     paper: ClassVar[str] = "arXiv 2211.11004"
 
-    @property
-    def training(self) -> Training:
-        """Experts by GSAM."""
-        return replace(super().training, sharpness=self.sharpness, ascent=self.ascent)
+    def check(self, task: Task) -> None:
+        """Refuse an average that would never move."""
+        super().check(task)
+        if self.average >= 1:
+            raise UsageError(f"found average {self.average} for ftd; expected less than 1")
 
     def init(self, task: Task, rng: Rng) -> State:
         """Begin the average, too."""

@@ -1,24 +1,24 @@
 """HoP-TM: match easy parameters first, and the shape of the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..experts import Training
+from ..errors import UsageError
 from ..records import State
 from ..rng import Rng
 from .base import Task
-from .trajectory_matching import Compared, Path, TrajectoryMatching, ending
+from .trajectory_matching import AlongFlatExperts, Compared, Path, ending
 
 EASY, GROWTH, EVERY = 5e-9, 1.5, 500  # squared errors that count as matched, and their growth
 
 
 @dataclass(frozen=True)
-class HoPTM(TrajectoryMatching):
+class HoPTM(AlongFlatExperts):
     """High-order progressive trajectory matching.
 
     L = sum_j b_j (theta_N - theta*)_j^2 / sum_j b_j (theta_0 - theta*)_j^2 + shape S, where b_j
@@ -37,20 +37,21 @@ class HoPTM(TrajectoryMatching):
     lr_rate: float = 1e-7
     batch_synthetic: int = 10
     shape: float = 0.5
-    sharpness: float = 0.01
-    ascent: float = 0.3
     name: ClassVar[str] = "hop_tm"
     paper: ClassVar[str] = "arXiv 2509.24177"
 
-    @property
-    def training(self) -> Training:
-        """Experts by GSAM."""
-        return replace(super().training, sharpness=self.sharpness, ascent=self.ascent)
+    def check(self, task: Task) -> None:
+        """Refuse a stretch of one epoch, which has no middle and so no shape."""
+        super().check(task)
+        if self.shape and self.expert_epochs < 2:
+            raise UsageError(
+                f"found expert_epochs {self.expert_epochs} for hop_tm; expected 2 or more, for a "
+                "way of one has no middle: or take --shape 0"
+            )
 
     def as_in_paper(self, task: Task) -> "HoPTM":
         """Set what the paper has for PathMNIST at 10 images per class."""
-        fresh = HoPTM(experts=100, patience=0, start="real")
-        return fresh
+        return HoPTM(experts=100, patience=0, start="real")
 
     def init(self, task: Task, rng: Rng) -> State:
         """Begin with no parameter that counts as easy."""

@@ -3,11 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from ..records import State
-from ..unroll import named
 from .base import Task
 from .mtt import MTT, nearest_row
 from .mtt import PAPER as MTT_PAPER
@@ -44,17 +42,11 @@ class TESLA(MTT):
         row = nearest_row(PAPER, task.ipc)
         return replace(super().as_in_paper(task), **row, teacher_labels=True)
 
-    @torch.no_grad()
     def targets(self, state: State, task: Task, path: Path) -> Tensor:
         """Return the labels, or those of the target expert."""
         if not self.teacher_labels:
             return state["labels"]
-        network = student_of(task).network
-        logits = torch.func.functional_call(
-            network, named(network, path.target), (state["images"],)
-        )
-        found: Tensor = logits.softmax(1)
-        return found
+        return student_of(task).logits(path.target, state["images"]).softmax(1)
 
     def label_state(self, state: State, labels: Tensor, gradient: Tensor) -> State:
         """Keep the labels that were used."""

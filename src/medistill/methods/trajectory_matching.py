@@ -19,7 +19,7 @@ from ..records import Json, State, state_digest, to_record
 from ..rng import Rng
 from ..sets import LOSSES, Card, Start, SyntheticSet
 from ..unroll import Student, plan, pull_back, walk
-from .base import Log, Method, Task, moved, started
+from .base import Log, Method, Task, check_means, moved, started
 
 MANY_IMAGES = 1000
 MOST_RATE_STEP = 0.02  # of the logarithm of the student's rate, by one step's gradient
@@ -98,7 +98,14 @@ class TrajectoryMatching(Method):
         return self.iterations
 
     def check(self, task: Task) -> None:
-        """Refuse networks that mix the images of a batch: they are more than their parameters."""
+        """Refuse networks that mix the images of a batch: they are more than their parameters.
+
+        Also a rate of zero, and class means of classes that have none.
+        """
+        if not self.rate:
+            raise UsageError(f"found rate 0 for {self.name}; expected more: a student has to move")
+        if self.start == "class-mean":
+            check_means(task)
         if task.network(Rng(0).at("check")).mixes_images:
             raise UsageError(
                 f"found {task.backbone.name}, which keeps statistics of its batches; expected "
@@ -106,8 +113,13 @@ class TrajectoryMatching(Method):
             )
 
     def prepared_from(self, task: Task) -> Json:
-        """Return how experts are trained: their number and length are no part of it."""
-        return {"experts": to_record(self.training), "zca": self.zca}
+        """Return how experts are trained: their number and length are no part of it.
+
+        Patients are, for they say which images can be held out.
+        """
+        groups = task.real.groups
+        people = "" if groups is None else state_digest({"groups": groups})
+        return {"experts": to_record(self.training), "zca": self.zca, "groups": people}
 
     @property
     def epochs(self) -> int:
@@ -129,6 +141,7 @@ class TrajectoryMatching(Method):
         found = experts(bank, self.experts, self.epochs, task.engine)
         if whitening is not None:
             found |= {f"whitening.{name}": t for name, t in whitening._asdict().items()}
+            found["unwhitening"] = whitening.inverse()
         return found
 
     def whitening(self, task: Task) -> Whitening | None:
@@ -194,7 +207,9 @@ class TrajectoryMatching(Method):
 
     def _intensities(self, images: Tensor, task: Task) -> Tensor:
         whitening, card = self.whitening(task), task.real.card
-        plain = images if whitening is None else whitening.undo(images)
+        plain = images
+        if whitening is not None:
+            plain = whitening.undo(images, task.prepared["unwhitening"])
         return denormalize(plain, card.mean, card.std)
 
     def targets(self, state: State, task: Task, path: Path) -> Tensor:
@@ -220,12 +235,26 @@ class TrajectoryMatching(Method):
         return Path(first, middle, last, float(kept["accuracy"][expert, epoch + ahead]))
 
     def _moved_rate(self, state: State, gradient: Tensor) -> State:
-        value, velocity = state["log_rate"].clone(), state["rate_velocity"].clone()
+        # One number: it stays where it is read, also after a resumed run put its state elsewhere.
+        value, velocity = (state[name].cpu().clone() for name in ("log_rate", "rate_velocity"))
         lr = self.lr_rate / self.rate**2
         bound = MOST_RATE_STEP / lr if lr else 0.0
         slope = gradient.cpu().clamp(-bound, bound)
         sgd_([value], [slope], [velocity], lr=lr, momentum=self.momentum)
         return {"log_rate": value, "rate_velocity": velocity}
+
+
+@dataclass(frozen=True)
+class AlongFlatExperts(TrajectoryMatching):
+    """What methods share whose experts are trained by GSAM (see Training)."""
+
+    sharpness: float = 0.01
+    ascent: float = 0.3
+
+    @property
+    def training(self) -> Training:
+        """How the experts are trained: by GSAM."""
+        return replace(super().training, sharpness=self.sharpness, ascent=self.ascent)
 
 
 def ending(thetas: Sequence[Tensor], i: int, path: Path) -> Compared:
@@ -259,7 +288,7 @@ def _network(backbone: Backbone, card: Card, device: torch.device) -> Network:
 
 
 def _rate(state: State) -> Tensor:
-    return state["log_rate"].exp()
+    return state["log_rate"].cpu().exp()
 
 
 def _check_finite(thetas: Sequence[Tensor], rate: float, step: int) -> None:
