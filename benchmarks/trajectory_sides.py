@@ -33,7 +33,9 @@ class Trajectories:
     def expert(self) -> tuple[Side, Side]:
         """One epoch of an expert, the images held out included; returns how far it moved."""
         task = self.task
-        bank = Bank(task.real, task.backbone, task.augmentation, task.compute, Training(batch=256))
+        bank = Bank(
+            task.real, task.backbone, task.augmentation, task.compute, Training(least_steps=1)
+        )
         rng = Rng(0).child("expert", 0)
         _, kept = bank.dealt
         data = RealImages(task.real, kept)
