@@ -223,6 +223,12 @@ def lines() -> list[str]:
         told.append(
             f"\nFive lose {100 * lost.mean:.1f} points [{low:.1f}, {high:.1f}] seed by seed."
         )
+    if found := rows("weak"):
+        told += [WEAK, "| dataset | method | seeds | accuracy | AUC |", "|---|---|---|---|---|"]
+        for name, kind in sorted({(r["dataset"], r["method"]) for r in found}):
+            group = [r for r in found if (r["dataset"], r["method"]) == (name, kind)]
+            cells = [main_job.interval([r[key] for r in group]) for key in ("accuracy", "auc")]
+            told.append(f"| {name} | {kind} | {len(group)} | {' | '.join(cells)} |")
     for r in rows("bank"):
         told.append(BANK.format(**r))
     return told
@@ -237,11 +243,18 @@ along the same student from an expert's way (ConvNet-3-64, real images):
 START = f"""
 MTT from different starts, one synthesis each (ConvNet-3-32; loss, rate and share of pixels outside
 the data's range are means of the last 20 steps). Scores are those of the best pilot of
-{STUDENT_STEPS} steps on the validation split:
+{STUDENT_STEPS} steps on the validation split; with 0 steps that is what students make of the start
+itself, which of pure noise is as good as the luckiest of twelve pilots:
 """
 EXPERTS = f"""
 Five experts against twenty, {main_job.TRAJECTORY_STEPS[IPC]} steps, three seeds of synthesis, test
 split:
+"""
+WEAK = """
+What becomes of it where experts have learned nothing: sets of about a thousand images and fewer,
+experts of six single passes (2 to 5 steps each) at the papers' rate of 0.01, 60 steps of synthesis,
+test split. The tables above have the same methods with experts at a rate of 0.1 over 21 epochs of
+at least 10 steps. (`least_steps` was added because of these rows, which were measured before it.)
 """
 BANK = """
 Twenty experts of fifty epochs (ConvNet-3-128, bfloat16, compiled, two processes of one thread):
