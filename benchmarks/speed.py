@@ -538,7 +538,12 @@ the part of the machine's measured rate of bfloat16 matrix products that the con
 products reach in the fast path, and "ratio at the ceiling" what no path of the same arithmetic can
 beat on that machine. A round of dc or dsa trains its network for 50 of student-20's steps (that row
 times five). In students-5 both sides are ours: five students in turn, and all at once by grouped
-convolutions, as `evaluate` does on a GPU only. Cores are shared, so times vary; ratios were
+convolutions, as `evaluate` does on a GPU only. "mtt T=N" is the gradient
+in the images of one matching step over N steps of a student, float32 on both sides unless the row
+says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
+it walks twice. Per step it makes 11 convolutions' worth of products where the plain loop makes 9
+(13 from 31 steps on, where not all vectors are kept), so the wider the convolutions, the less is
+gained in float32. Cores are shared, so times vary; ratios were
 measured side by side.
 """
 
