@@ -1,5 +1,6 @@
 """A student's steps on synthetic images, and their exact derivative in constant memory."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ from .rng import Rng
 from .sets import Loss
 from .train import batch_index, losses
 
-KEPT = 30  # stretches of a student's way that begin from a vector in memory
+KEPT = (
+    32  # steps of which all vectors stay in memory; of more, about twice the root of their number
+)
 
 
 class Step(NamedTuple):
@@ -137,7 +140,7 @@ def plan(
 class Way(Sequence[Tensor]):
     """A student's parameters before and after each step; few are kept, others are walked anew.
 
-    At most KEPT stretches of equal length are begun from vectors in memory, and the stretch that
+    Of more than KEPT steps, stretches of root n begin from vectors in memory, and the stretch that
     was asked for last is held whole: as one goes back, each is walked once more. The same
     arithmetic gives the same bits.
     """
@@ -146,7 +149,7 @@ class Way(Sequence[Tensor]):
         self, advance: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], start: Tensor, n: int
     ) -> None:
         self.advance, self.n = advance, n
-        self.every = max(1, -(-n // KEPT))
+        self.every = 1 if n <= KEPT else math.isqrt(n - 1) + 1
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         theta, velocity = start, torch.zeros_like(start)
         for i in range(n):
