@@ -541,9 +541,9 @@ times five). In students-5 both sides are ours: five students in turn, and all a
 convolutions, as `evaluate` does on a GPU only. "mtt T=N" is the gradient
 in the images of one matching step over N steps of a student, float32 on both sides unless the row
 says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
-it walks twice. Per step it makes 11 convolutions' worth of products where the plain loop makes 9
-(up to 14 from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is
-gained in float32. Cores are shared, so times vary; ratios were
+it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14
+from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
+in float32. Cores are shared, so times vary; ratios were
 measured side by side.
 """
 
