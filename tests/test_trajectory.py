@@ -17,6 +17,7 @@ from torch.func import functional_call
 from typer.testing import CliRunner
 
 from medistill import model
+from medistill.arms import _by_weight
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
@@ -556,6 +557,14 @@ def test_first_labels_of_datm() -> None:
     noise = dataclasses.replace(method, start="noise").init(task, Rng(0))
     assert torch.equal(noise["logits"][0], noise["logits"][1])
     assert torch.isfinite(noise["logits"]).all()
+
+
+def test_random_images_stand_beside_soft_labels_by_their_weight() -> None:
+    hard = F.one_hot(torch.tensor([0, 0, 1, 2, 2, 2]), 3).float()
+    assert _by_weight(hard) == [2, 1, 3]
+    # Most of each label is class 0, and yet the weights are those of 2, 1 and 1 images.
+    soft = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.25, 0.25], [0.5, 0.2, 0.3], [0.4, 0.35, 0.25]])
+    assert _by_weight(soft) == [2, 1, 1]
 
 
 def test_datm_starts_from_images_that_an_expert_gets_right() -> None:
