@@ -233,7 +233,7 @@ class _Crew:
         if not bool(torch.isfinite(vectors).all()):
             raise RunRefused(
                 f"found parameters of an expert that are not finite after epoch {self.epoch + 1}; "
-                "expected finite ones: lower --lr-expert; epochs before it are kept"
+                "expected finite ones: lower --lr-expert"
             )
         moved = (vectors - self.start).to(torch.bfloat16).cpu()
         self.moves = torch.cat([self.moves, moved.unsqueeze(1)], 1)
@@ -288,7 +288,7 @@ class _Crew:
             before = [p.clone() for p in self.parameters]
             ways = [p.square() * g for p, g in zip(before, gradients, strict=True)]
             squares = [
-                _per_expert(p.abs() * g).square().sum(1)
+                (p.abs() * g).flatten(1).square().sum(1)
                 for p, g in zip(before, gradients, strict=True)
             ]
             reach = training.sharpness / (torch.stack(squares).sum(0).sqrt() + 1e-12)
@@ -323,15 +323,11 @@ def surrogate(
 
     Shapes: [s, ...], one slice for each expert.
     """
-    pairs = [(_per_expert(g), _per_expert(h)) for g, h in zip(here, there, strict=True)]
+    pairs = [(g.flatten(1), h.flatten(1)) for g, h in zip(here, there, strict=True)]
     dot = torch.stack([(g * h).sum(1) for g, h in pairs]).sum(0)
     square = torch.stack([h.square().sum(1) for _, h in pairs]).sum(0)
     along = 1 + ascent * dot / square.clamp_min(1e-30)
     return tuple(_over(along, h) * h - ascent * g for g, h in zip(here, there, strict=True))
-
-
-def _per_expert(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1)
 
 
 def _over(values: Tensor, tensor: Tensor) -> Tensor:

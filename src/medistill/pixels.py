@@ -1,6 +1,7 @@
 """What is done to the pixels of many images at once: normalization, and tiles in mosaics."""
 
 import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,16 @@ class Whitening(NamedTuple):
 
     mean: Tensor
     matrix: Tensor
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the map as named tensors, as files and prepared states hold it."""
+        return {f"whitening.{name}": tensor for name, tensor in self._asdict().items()}
+
+    @staticmethod
+    def of_state(state: Mapping[str, Tensor]) -> "Whitening | None":
+        """Return the map that `state` put among other tensors, or None where it is not whole."""
+        mean, matrix = (state.get(f"whitening.{name}") for name in Whitening._fields)
+        return None if mean is None or matrix is None else Whitening(mean, matrix)
 
     @staticmethod
     def of(mean: Tensor, covariance: Tensor, ridge: float) -> "Whitening":

@@ -293,7 +293,7 @@ class SyntheticSet:
         header |= {name: to_record(getattr(self, name)) for name in ("recipe", "origin", "card")}
         state = {"images": self.images, "labels": self.labels}
         if self.whitening is not None:
-            state |= {f"whitening.{name}": t for name, t in self.whitening._asdict().items()}
+            state |= self.whitening.state()
         save_state(path, state, header)
 
     @staticmethod
@@ -306,13 +306,11 @@ class SyntheticSet:
         if header.get("format") != "medistill synthetic 1" or {"images", "labels"} - set(state):
             raise DataError(f"{path} holds no synthetic set; expected one written by distill")
         recipe = from_record(Recipe, header["recipe"])
-        whitening = None
-        if recipe.whitening:
-            names = [f"whitening.{name}" for name in Whitening._fields]
-            held = {name: state[name] for name in names if name in state}
-            if list(held) != names or state_digest(held) != recipe.whitening:
-                raise DataError(f"{path} lacks the whitening that its recipe names; expected both")
-            whitening = Whitening(*held.values())
+        whitening = Whitening.of_state(state) if recipe.whitening else None
+        if recipe.whitening and (
+            whitening is None or state_digest(whitening.state()) != recipe.whitening
+        ):
+            raise DataError(f"{path} lacks the whitening that its recipe names; expected both")
         origin = from_record(Origin, header["origin"])
         card = from_record(Card, header["card"])
         return SyntheticSet(state["images"], state["labels"], recipe, origin, card, whitening)

@@ -17,9 +17,8 @@ from .rng import Rng
 from .sets import Loss
 from .train import batch_index, losses
 
-KEPT = (
-    32  # steps of which all vectors stay in memory; of more, about twice the root of their number
-)
+# Steps of which all vectors stay in memory; of more, about twice the root of their number.
+KEPT = 32
 
 
 class Step(NamedTuple):

@@ -132,9 +132,7 @@ class DATM(AlongFlatExperts):
             seen = task.real.normalized(members[:SEEN])
             all_ = torch.cat([self._logits(seen, task, k) for k in judges])
             right = all_[all_.argmax(1) == c]
-            rows.append(
-                right.mean(0) if len(right) else _certain(hard.new_ones(1))[0] * _unit(c, hard)
-            )
+            rows.append(right.mean(0) if len(right) else _certain(_unit(c, hard)))
         return torch.stack(rows)[hard.argmax(1)]
 
     def _logits(self, images: Tensor, task: Task, expert: int) -> Tensor:

@@ -140,15 +140,12 @@ class TrajectoryMatching(Method):
         bank = self.bank(replace(task, real=task.real.whitened(whitening)))
         found = experts(bank, self.experts, self.epochs, task.engine)
         if whitening is not None:
-            found |= {f"whitening.{name}": t for name, t in whitening._asdict().items()}
-            found["unwhitening"] = whitening.inverse()
+            found |= {**whitening.state(), "unwhitening": whitening.inverse()}
         return found
 
     def whitening(self, task: Task) -> Whitening | None:
         """Return the map that a task's images pass through, as `prepare` made it."""
-        if not self.zca:
-            return None
-        return Whitening(*(task.prepared[f"whitening.{name}"] for name in Whitening._fields))
+        return Whitening.of_state(task.prepared) if self.zca else None
 
     def seen(self, task: Task) -> Task:
         """Return the task with images as the networks see them."""
@@ -200,10 +197,10 @@ class TrajectoryMatching(Method):
         recipe = replace(made.recipe, lr=float(_rate(state)))
         if whitening is None:
             return replace(made, recipe=recipe)
-        held = {f"whitening.{name}": t.cpu() for name, t in whitening._asdict().items()}
-        recipe = replace(recipe, whitening=state_digest(held))
+        held = Whitening(*(tensor.cpu() for tensor in whitening))
+        recipe = replace(recipe, whitening=state_digest(held.state()))
         images = self._intensities(state["images"], task).cpu()
-        return replace(made, images=images, recipe=recipe, whitening=Whitening(*held.values()))
+        return replace(made, images=images, recipe=recipe, whitening=held)
 
     def _intensities(self, images: Tensor, task: Task) -> Tensor:
         whitening, card = self.whitening(task), task.real.card
