@@ -29,7 +29,8 @@ from medistill.arms import Book, arm_rows, random_arm, synthetic_arm
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load
-from medistill.distill import distill, prepared
+from medistill.distill import distill
+from medistill.prepare import prepared
 from medistill.engine import local
 from medistill.methods import MTT, Task
 from medistill.methods.base import started

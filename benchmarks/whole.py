@@ -22,7 +22,8 @@ from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
-from medistill.distill import distill, prepared
+from medistill.distill import distill
+from medistill.prepare import prepared
 from medistill.methods import Task
 from medistill.methods.sketch import FromSketch
 

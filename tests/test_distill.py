@@ -21,7 +21,8 @@ from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load
-from medistill.distill import Run, distill, distill_to, prepared
+from medistill.distill import Run, distill, distill_to
+from medistill.prepare import prepared
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import Method, Task
 from medistill.methods.dc import DC

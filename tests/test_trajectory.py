@@ -25,7 +25,8 @@ from medistill.cli import app
 from medistill.compute import Compute
 from medistill.conformance import toy
 from medistill.data import load
-from medistill.distill import Run, distill, distill_to, prepared
+from medistill.distill import Run, distill, distill_to
+from medistill.prepare import prepared
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.evaluate import evaluate
 from medistill.experts import _Crew

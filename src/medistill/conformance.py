@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .backbones import ConvNet
 from .budget import Budget
-from .distill import distill, prepared
+from .distill import distill
+from .prepare import prepared
 from .errors import RunRefused, UsageError
 from .methods import Method, Task
 from .records import State, from_record, load_state, save_state, to_record

@@ -20,11 +20,11 @@ from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .pictures import png, real_beside_synthetic
 from .pixels import outside
+from .prepare import on_device, prepared
 from .progress import progress, say
 from .records import (
     Json,
     State,
-    digest,
     load_state,
     read_json,
     save_state,
@@ -121,49 +121,6 @@ def check(method: Method, task: Task) -> None:
     if task.compute.compile:
         require_compiler()
     method.check(task)
-
-
-def prepared(method: Method, task: Task, cache: Path | None, mode: Mode = "off") -> State:
-    """Return what the method prepares, from the cache where its digest is already there.
-
-    The stream is fixed, not the run's seed: all budgets and seeds of synthesis share it.
-    """
-    # By its own rule, so that whether a run's steps are compiled changes nothing of it.
-    compiled = method.prepare_compiled(task, mode)
-    task = dataclasses.replace(task, compute=dataclasses.replace(task.compute, compile=compiled))
-    what = method.prepared_from(task)
-    key = digest(
-        {
-            "what": what,
-            "data": task.real.digest,
-            "card": to_record(task.real.card),
-            "device": task.real.device.type,
-            "torch": torch.__version__,
-            "backbone": to_spec(task.backbone),
-            "augmentation": to_record(task.augmentation),
-            "precision": task.compute.precision,
-            "compiled": compiled,
-            "version": __version__,
-        }
-    )
-    # A sketch is what would be kept: it was prepared elsewhere.
-    keep = cache is not None and task.sketch is None
-    store = cache / "prepared" / key[:24] if cache and keep else None
-    if method.own_files:
-        task = dataclasses.replace(task, store=store)
-        return method.prepare(task, Rng(0).child("prepare"))
-    path = store.with_suffix(".safetensors") if store else None
-    if path is not None and path.is_file():
-        return on_device(load_state(path)[0], task.real.device)
-    state = method.prepare(task, Rng(0).child("prepare"))
-    if path is not None and state:
-        save_state(path, state, {"format": "medistill prepared 1", "what": what, "key": key})
-    return state
-
-
-def on_device(state: State, device: torch.device) -> State:
-    """Return a state whose tensors lie on a device; the step counter stays where it is read."""
-    return {name: t if name == "step" else t.to(device) for name, t in state.items()}
 
 
 @dataclass(frozen=True)

@@ -1,101 +1,211 @@
-"""Map tasks over workers: this process, local processes, and later a cluster, by one interface."""
+"""Map tasks over workers: this process, local processes, or a Ray cluster, by one interface."""
 
 import multiprocessing
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from .errors import RunRefused, UsageError
+from .errors import RunRefused, UsageError, extra
 
 T = TypeVar("T")
 R = TypeVar("R")
 TRIES = 3  # runs of a task whose worker was lost
 
 
+@dataclass(frozen=True)
+class Lost:
+    """What stands for the result of a task whose workers were lost TRIES times."""
+
+    reason: str = (
+        f"lost a worker process {TRIES} times in the same place; expected it to live: it may want "
+        "more memory than there is, so use fewer workers"
+    )
+
+
 class Engine(ABC):
     """Where tasks run. A task is a function of a module and one item; both must be picklable."""
 
     @abstractmethod
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Yield function(item) for each item, in order; a lost worker costs its task only.
+    def done(
+        self, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[tuple[int, R | Lost]]:
+        """Yield (number of the item, function(item)) as tasks end, in any order.
 
-        Items are taken as workers get free, so they need not all be in memory.
-        Raises: what the function raises; RunRefused when workers are lost again and again.
+        Items are taken as workers get free, so they need not all be in memory. A lost worker costs
+        its task only, which runs again; `Lost` stands for a result that never came.
+        Raises: what the function raises.
         """
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Yield function(item) for each item, in order.
+
+        Raises: what the function raises; RunRefused when a worker is lost again and again.
+        """
+        early: dict[int, R] = {}
+        turn = 0
+        for number, result in self.done(function, items):
+            if isinstance(result, Lost):
+                raise RunRefused(result.reason)
+            early[number] = result
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
 
 
 @dataclass(frozen=True)
 class Here(Engine):
     """Run tasks in this process, one after another."""
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def done(
+        self, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[tuple[int, R | Lost]]:
         """Yield the results.
 
         Example:
             >>> list(Here().map(abs, [-1, 2]))
             [1, 2]
         """
-        return map(function, items)
+        return enumerate(map(function, items))
 
 
 @dataclass(frozen=True)
 class Processes(Engine):
-    """Run tasks in spawned processes of this machine, which share its cores evenly."""
+    """Run tasks in spawned processes of this machine, which share its cores evenly.
+
+    Each worker is a pool of its own, so that one which dies takes no other task with it.
+    """
 
     workers: int
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def done(
+        self, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[tuple[int, R | Lost]]:
         """Yield the results."""
-        source = iter(items)
-        waiting: deque[T] = deque()  # handed out and not yet answered, oldest first
-        lost = 0
-        while True:
-            try:
-                for result in self._pool(function, source, waiting):
-                    lost = 0
-                    yield result
-                return
-            except BrokenProcessPool:
-                lost += 1
-                if lost == TRIES:
-                    raise RunRefused(
-                        f"lost a worker process {TRIES} times in the same place; expected it to "
-                        "live: it may want more memory than there is, so use fewer workers"
-                    ) from None
-
-    def _pool(
-        self, function: Callable[[T], R], source: Iterator[T], waiting: deque[T]
-    ) -> Iterator[R]:
-        """Run what is waiting and what the source still holds in one pool of processes."""
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        with ProcessPoolExecutor(
-            self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(threads,),
-        ) as pool:
-            running: deque[Future[R]] = deque(pool.submit(function, item) for item in waiting)
+        source = enumerate(items)
+        free = [self._worker() for _ in range(self.workers)]
+        running: dict[Future[R], tuple[ProcessPoolExecutor, int, T, int]] = {}
+        try:
             while True:
-                while len(running) <= self.workers:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        break
-                    waiting.append(item)
-                    running.append(pool.submit(function, item))
+                while free and (following := next(source, None)) is not None:
+                    worker = free.pop()
+                    running[worker.submit(function, following[1])] = (worker, *following, 1)
                 if not running:
                     return
-                result = running[0].result()
-                running.popleft()
-                waiting.popleft()
-                yield result
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    worker, number, item, tries = running.pop(future)
+                    result: R | Lost = Lost()
+                    try:
+                        result = future.result()
+                    except BrokenProcessPool:
+                        worker = self._worker()
+                        if tries < TRIES:
+                            again = worker.submit(function, item)
+                            running[again] = (worker, number, item, tries + 1)
+                            continue
+                    free.append(worker)
+                    yield number, result
+        finally:
+            for worker in [*free, *(one[0] for one in running.values())]:
+                _end(worker)
+
+    def _worker(self) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        return ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(threads,),
+        )
+
+
+def _begin(threads: int) -> None:
+    """Set up a worker: it leaves Ctrl-C to its parent, and does not outlive it."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        watch = threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True)
+        watch.start()
+
+
+def _end(worker: ProcessPoolExecutor) -> None:
+    """End a worker, whatever it is doing."""
+    processes = list((worker._processes or {}).values())
+    worker.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+        process.join()
+
+
+@dataclass(frozen=True)
+class Cluster(Engine):
+    """Run tasks on a Ray cluster: the one at `address`, else one that is started on this machine.
+
+    A task takes `cpus` and `gpus` of a node. Ray runs a task again when its worker or node is lost.
+    Every node needs medistill and what the tasks read; results travel to this process. Tokens are
+    required of all who connect (RAY_AUTH_MODE=token).
+    """
+
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def done(
+        self, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[tuple[int, R | Lost]]:
+        """Yield the results.
+
+        Raises: what the function raises; UsageError when the ray extra is not installed; RunRefused
+        when the cluster cannot be reached.
+        """
+        ray = self._connected()
+        task = ray.remote(function).options(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1
+        )
+        source, running = enumerate(items), {}
+        while True:
+            # Twice as many as there are places, so that no place waits for this process.
+            places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / max(self.cpus, 0.01)))
+            while len(running) < places and (following := next(source, None)) is not None:
+                running[task.remote(following[1])] = following[0]
+            if not running:
+                return
+            for ready in ray.wait(list(running), num_returns=1)[0]:
+                yield running.pop(ready), _fetched(ray, ready)
+
+    def _connected(self) -> Any:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray = extra("ray", "ray")
+        if not ray.is_initialized():
+            try:
+                # Threads are the task's own to set: what Ray would say of them is not needed.
+                ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise RunRefused(
+                    f"could not reach a Ray cluster at {self.address or 'this machine'} "
+                    f"({str(error).splitlines()[0]}); expected one that `ray start --head` began, "
+                    "with the same token (RAY_AUTH_TOKEN_PATH)"
+                ) from None
+        return ray
+
+
+def _fetched(ray: Any, ready: Any) -> Any:
+    """Return a task's result; an exception that it raised is raised as it was."""
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+    except ray.exceptions.RayError:  # its worker, its node or its memory was lost
+        return Lost()
 
 
 def local(workers: int) -> Engine:

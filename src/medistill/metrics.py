@@ -69,6 +69,31 @@ def gap_closed(
     return Score(value, value - half, value + half, n)
 
 
+def worth(value: float, sizes: Sequence[int], scores: Sequence[float]) -> float:
+    """Return how many random images per class score as high as `value`, by their learning curve.
+
+    The curve is made non-decreasing (isotonic regression) and read linearly in log(size). Below its
+    first size: that size, for nothing smaller was measured; above its last score: infinity.
+    Source: as the indicator's learning curve (docs/studies.md).
+
+    Example:
+        >>> worth(0.7, [1, 10, 100], [0.5, 0.7, 0.9])
+        10.0
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    logs = np.log(np.asarray(sizes, dtype=np.float64))
+    rising = IsotonicRegression().fit_transform(logs, np.asarray(scores, dtype=np.float64))
+    if value > rising[-1]:
+        return math.inf
+    place = int(np.searchsorted(rising, value))  # the first size that reaches the value
+    if place == 0:
+        return float(sizes[0])
+    low, high = rising[place - 1], rising[place]
+    share = (value - low) / (high - low)
+    return round(float(np.exp(logs[place - 1] + share * (logs[place] - logs[place - 1]))), 6)
+
+
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Count predictions, int64 [k, k]: rows are true classes, columns predicted ones."""
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, -1)

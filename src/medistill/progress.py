@@ -2,10 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,10 +18,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 Advance = Callable[..., None]
 LINE_EVERY_S = 30.0
+_hushed: ContextVar[bool] = ContextVar("hushed", default=False)
 
 
 class _Rate(ProgressColumn):
@@ -31,9 +36,25 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="cyan")
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep `say` and `progress` silent, where something above them shows how far it has come.
+
+    Example:
+        >>> with hushed():
+        ...     say("nobody hears this")
+    """
+    token = _hushed.set(True)
+    try:
+        yield
+    finally:
+        _hushed.reset(token)
+
+
 def say(text: str) -> None:
     """Write one line for people to stderr."""
-    print(text, file=sys.stderr)
+    if not _hushed.get():
+        print(text, file=sys.stderr)
 
 
 @contextmanager
@@ -44,7 +65,7 @@ def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> It
         >>> with progress("steps", 3, quiet=True) as advance:
         ...     advance()
     """
-    if quiet:
+    if quiet or _hushed.get():
         yield lambda n=1, note="": None
     elif sys.stderr.isatty():
         columns = (
@@ -77,3 +98,77 @@ def _line_writer(what: str, total: int, done: int) -> Advance:
             print(f"{what} {count}/{total} {rate:.2f}/s, {left:.0f} s left {note}", file=sys.stderr)
 
     return advance
+
+
+Show = Callable[..., None]
+MISSING, DONE = "missing", "done"
+
+
+@contextmanager
+def board(what: str, rows: Sequence[str], columns: Sequence[str]) -> Iterator[Show]:
+    """Show a grid of many small works, and hand out `show(row, column, state, before="")`.
+
+    A state is missing, done, or what else became of one; `before` is what it was, where it changes.
+    A terminal shows a table of how many are done, below it a bar with rate and time left; a log
+    gets a line now and then.
+
+    Example:
+        >>> with hushed(), board("grid", ["a"], ["x"]) as show:
+        ...     show("a", "x", "missing")
+        ...     show("a", "x", "done", "missing")
+    """
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    live = sys.stderr.isatty() and not _hushed.get()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        disable=not live,
+    )
+    task = bar.add_task(what, total=0)
+    line: Advance | None = None
+
+    def show(row: str, column: str, state: str, before: str = "") -> None:
+        nonlocal line
+        counts.setdefault((row, column), Counter())[state] += 1
+        counts[row, column][before] -= 1
+        total = sum(sum(one.values()) for one in _known(counts))
+        left = sum(one[MISSING] for one in _known(counts))
+        if not before:
+            bar.update(task, total=total, completed=total - left)
+            return
+        bar.update(task, advance=1)
+        if not live and not _hushed.get():
+            line = line or _line_writer(what, total, total - left - 1)
+            line(note=f"{row}, {column}: {state}")
+        if live:
+            screen.update(Group(_grid(counts, rows, columns), bar))
+
+    with Live(console=Console(stderr=True), transient=True, auto_refresh=live) as screen:
+        yield show
+
+
+def _known(counts: dict[tuple[str, str], Counter[str]]) -> list[Counter[str]]:
+    return [Counter({s: n for s, n in one.items() if s}) for one in counts.values()]
+
+
+def _grid(
+    counts: dict[tuple[str, str], Counter[str]], rows: Sequence[str], columns: Sequence[str]
+) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        texts = []
+        for column in columns:
+            found = Counter({s: n for s, n in counts.get((row, column), {}).items() if s})
+            total, ended = sum(found.values()), sum(found.values()) - found[MISSING]
+            wrong = ended - found[DONE]
+            style = "red" if wrong else "green" if ended == total else ""
+            text = f"{ended}/{total}" + (f" ({wrong} not done)" if wrong else "")
+            texts.append(Text(text if total else "", style=style))
+        table.add_row(row, *texts)
+    return table

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, demo, distill, evaluate, experts, report, sketch, train
+from . import data, demo, distill, evaluate, experts, report, sketch, study, train
 
 __all__ = ["app", "main"]
 
@@ -47,6 +47,7 @@ app.command()(sketch.sketch)
 app.command()(sketch.merge)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
+app.add_typer(study.app, name="study")
 app.command()(report.report)
 
 

@@ -62,7 +62,8 @@ def experts(
     from ..budget import Budget
     from ..compute import Compute, find_device
     from ..data import load
-    from ..distill import check, prepared
+    from ..distill import check
+    from ..prepare import prepared
     from ..engine import local
     from ..errors import UsageError
     from ..methods import Task, make

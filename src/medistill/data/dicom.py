@@ -1,7 +1,6 @@
 """`dicom:PATH`: series of DICOM images, as slices or as volumes."""
 
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, UsageError, extra
-from ..progress import progress
+from ..progress import progress, say
 from ..records import to_record
 from ..rng import Rng
 from ..sets import Card, Splits
@@ -202,7 +201,7 @@ def headers_of(top: Path) -> list[Header]:
                 found.append(read_header(path))
             advance()
     if ignored:
-        print(f"{top}: ignored {ignored} files that are no DICOM", file=sys.stderr)
+        say(f"{top}: ignored {ignored} files that are no DICOM")
     if not found:
         raise DataError(f"found no DICOM files below {top}; expected images")
     return found

@@ -1,7 +1,6 @@
 """`folder:PATH`: one sub-folder of images per class, with or without train, val and test above."""
 
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import DataError, UsageError
-from ..progress import progress
+from ..progress import progress, say
 from ..rng import Rng
 from ..sets import Card, Splits
 from .decode import decoded
@@ -98,7 +97,7 @@ def _items(top: Path) -> tuple[list[_Item], list[str]]:
                 ignored += len(shown) - len(images)
                 items += [_Item(os.path.join(folder, n), split, label.name) for n in images]
     if ignored:
-        print(f"{top}: ignored {ignored} files that are no {', '.join(PICTURES)}", file=sys.stderr)
+        say(f"{top}: ignored {ignored} files that are no {', '.join(PICTURES)}")
     if not items:
         raise DataError(
             f"found no images in sub-folders of {top}; expected one sub-folder per class with "

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -11,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from ..errors import DataError, RunRefused, UsageError, nearest
-from ..progress import progress
+from ..progress import progress, say
 from ..sets import Splits
 from .medmnist_table import TABLE, Facts
 from .npz import read
@@ -92,7 +91,7 @@ def _obtain(facts: Facts, size: int, where: Where) -> Path:
             f"found no {facts.file(size)}; looked for {looked}: put it there or leave out --offline"
         )
     card = facts.card(size)
-    print(f"{card.name}: license {card.license}; cite {card.citation}", file=sys.stderr)
+    say(f"{card.name}: license {card.license}; cite {card.citation}")
     return download(card.url, where.cache / "medmnist" / facts.file(size), facts.md5[size])
 
 

@@ -1,0 +1,252 @@
+"""One cell of a study: distill once, or draw baselines, train students, and say what came out."""
+
+import dataclasses
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from . import __version__
+from .arms import RATES, arm_rows, full_arm, random_arm, synthetic_arm
+from .backbones import backbone as read_backbone
+from .budget import Budget
+from .compute import Compute, find_device
+from .data import load
+from .distill import Run, distill, distill_to
+from .errors import DataError, MedistillError, RunRefused, UsageError
+from .methods import Task, make
+from .methods.base import recipe_of
+from .methods.random import Random
+from .progress import hushed
+from .records import Json, digest, from_record, to_record
+from .sets import Recipe, Splits, SyntheticSet
+
+FORMAT = "medistill cell 1"
+Kind = Literal["full", "random", "method"]
+# Fields of the protocol that say nothing about a cell of this kind: they may change under it.
+UNUSED: dict[Kind, tuple[str, ...]] = {
+    "full": ("students", "random", "tuning"),
+    "random": ("students", "full", "tuning"),
+    "method": ("random", "full"),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the students of a study are trained and tested: the same in all its cells.
+
+    `steps` and `batch` are those of a student's schedule. Learning rates and stops are chosen on
+    the validation split from `rates` (none: the recipe's own): by pilots of `each` set, or by
+    `random` images of the same number, whose choice then serves all methods of that source, budget
+    and backbone. `students` train on each synthetic set, `random` on draws of random images, `full`
+    on the whole training split. `threads` and `compile` are part of it because sums round by them.
+    """
+
+    steps: int = 1000
+    batch: int = 256
+    rates: tuple[float, ...] = RATES
+    tuning: Literal["each", "random"] = "each"
+    students: int = 1
+    random: int = 5
+    full: int = 3
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    threads: int = 1
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell is asked to do: all that its numbers depend on.
+
+    `full` trains on the whole training split, `random` on draws of `ipc` random images per class,
+    `method` distills with a seed and trains on that. Tasks with several labels of an image get as
+    many images as `ipc` times their labels.
+    """
+
+    kind: Kind
+    source: str
+    backbone: str
+    protocol: Protocol
+    ipc: int = 0
+    method: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """The digest that names the cell's file."""
+        record = to_record(self)
+        for name in UNUSED[self.kind]:
+            del record["protocol"][name]
+        return digest(record)[:20]
+
+
+class Job(NamedTuple):
+    """A cell with what a worker needs to run it; it travels to workers.
+
+    `recipe` is what a method's students are trained by where random images chose it; `scratch` is
+    a folder for what is not finished yet.
+    """
+
+    cell: Cell
+    recipe: Json | None
+    root: Path | None
+    offline: bool
+    cache: Path
+    command: str = ""
+    device: str = "cpu"
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of an unfinished distillation, which goes on there."""
+        return self.cache / "cells" / self.cell.key
+
+
+class Result(NamedTuple):
+    """What a cell gives: its record, and the picture sheet of a distilled set."""
+
+    record: Json
+    sheet: bytes | None
+
+
+def run_cell(job: Job) -> Result:
+    """Run one cell; what goes wrong in it is part of the result.
+
+    The record's `status` is done; refused (the method cannot do it, or a class has too few images)
+    or failed, both with `error`.
+    """
+    begin = time.monotonic()
+    torch.set_num_threads(job.cell.protocol.threads)
+    record: Json = {
+        "format": FORMAT,
+        "key": job.cell.key,
+        "cell": to_record(job.cell),
+        "command": job.command,
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": job.device,
+    }
+    sheet = None
+    try:
+        with hushed():
+            found, sheet = _run(job)
+        record |= {"status": "done", **found}
+    except (RunRefused, UsageError) as error:
+        record |= {"status": "refused", "error": str(error)}
+    except MedistillError as error:
+        record |= {"status": "failed", "error": str(error)}
+    except Exception as error:  # one cell must not end a study
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}, line {last.lineno}"
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error} ({place})"}
+    record["seconds"] = round(time.monotonic() - begin, 3)
+    return Result(record, sheet)
+
+
+@lru_cache(maxsize=4)  # neighboring cells read the same data
+def _splits(source: str, root: Path | None, offline: bool, seed: int, device: str) -> Splits:
+    # A study names folders as $NAME, whose value is each machine's own.
+    found = load(os.path.expandvars(source), root=root, offline=offline, seed=seed)
+    return found.to(find_device(device))
+
+
+def _run(job: Job) -> tuple[Json, bytes | None]:
+    cell, protocol = job.cell, job.cell.protocol
+    splits = _splits(cell.source, job.root, job.offline, protocol.split_seed, job.device)
+    compute = Compute(protocol.precision, protocol.compile)
+    student = read_backbone(cell.backbone)
+    facts: Json = {
+        "data_digest": splits.train.card.digest,
+        "task": splits.train.card.task,
+        "classes": len(splits.train.card.classes),
+        "train": len(splits.train),
+    }
+    made, sheet, counts = None, None, {}
+    task = Task(splits.train, _budget(cell, splits), student, compute=compute)
+    if cell.kind == "method":
+        made, counts, sheet = _distilled(job, task)
+        splits = splits.whitened(made.whitening)
+        arm = synthetic_arm(made, splits.train.device)
+        first = cell.seed * protocol.students
+        seeds = range(first, first + protocol.students)
+    elif cell.kind == "random":
+        drawn = distill(Random(), task, seed=cell.seed)
+        arm, seeds = random_arm(drawn, splits), range(protocol.random)
+    else:
+        arm, seeds = full_arm(splits), range(protocol.full)
+    base = _base(made.recipe if made else recipe_of(task), protocol, job.recipe)
+    rows, recipe = arm_rows(
+        arm,
+        splits,
+        base,
+        student,
+        seeds=seeds,
+        rates=() if job.recipe else protocol.rates,
+        cache=None if made else job.cache,
+        compute=compute,
+    )
+    if made:
+        shutil.rmtree(job.scratch, ignore_errors=True)
+    return {**facts, **counts, "recipe": recipe, "rows": rows}, sheet
+
+
+def _budget(cell: Cell, splits: Splits) -> Budget:
+    card = splits.train.card
+    if card.task == "multi-label":
+        return Budget(images=max(1, cell.ipc) * len(card.classes))
+    return Budget(ipc=max(1, cell.ipc))
+
+
+def _base(recipe: Recipe, protocol: Protocol, chosen: Mapping[str, Any] | None) -> Recipe:
+    """Return a set's recipe at the protocol's length, and at the rate and stop chosen already."""
+    stop, lr = protocol.steps, recipe.lr
+    if chosen is not None:
+        stop, lr = chosen["stop"], chosen["lr"]
+    return dataclasses.replace(
+        recipe, steps=protocol.steps, stop=stop, batch=protocol.batch, lr=lr
+    )
+
+
+def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:
+    """Distill in the scratch folder, or go on with what stands there."""
+    cell = job.cell
+    method = make(cell.method, cell.settings)
+    if method.name == "random":
+        raise UsageError("found random among the methods; its draws are in every study: leave it")
+    run = Run(method, task, cell.seed, cell.source, job.command, cell.steps)
+    try:
+        begun = (job.scratch / "run.json").is_file()
+        record = distill_to(job.scratch, run, resume=begun, cache=job.cache)
+    except (RunRefused, DataError):
+        if not begun:
+            shutil.rmtree(job.scratch, ignore_errors=True)
+            raise
+        # What stands there was written by another version, or is damaged.
+        shutil.rmtree(job.scratch, ignore_errors=True)
+        record = distill_to(job.scratch, run, resume=False, cache=job.cache)
+    made = SyntheticSet.load(job.scratch / "synthetic.safetensors")
+    names = ("images", "steps_done", "paper_steps", "start", "real_pixels", "outside", "settings")
+    counts = {name: record[name] for name in names} | {
+        "distill_seconds": record["seconds"],
+        "peak_memory_bytes": record["peak_memory_bytes"],
+    }
+    return made, counts, (job.scratch / "sheet.png").read_bytes()
+
+
+def recipe_in(record: Json) -> Json:
+    """Return the recipe that a finished cell of random images chose.
+
+    Raises: DataError when it holds none.
+    """
+    if "recipe" not in record:
+        raise DataError(f"found no recipe in cell {record.get('key')}; expected a finished one")
+    return to_record(from_record(Recipe, record["recipe"]))

@@ -1,0 +1,188 @@
+"""medistill study: a grid of datasets, methods and budgets, run, resumed and tabulated."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..places import cache_folder
+from .common import AsJson, DataRoot, Device, Offline, at_least_one, emit, guarded
+
+if TYPE_CHECKING:
+    from ..study import Folder, Study
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Run a grid of datasets, methods and budgets; see how far it is; make tables of it.",
+)
+StudyFolder = Annotated[Path, typer.Argument(help="A folder that study run wrote.")]
+
+
+@app.command()
+@guarded
+def run(
+    study: Annotated[Path, typer.Argument(help="A study file (YAML), or the folder of a study.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder; the file's name unless given.")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int, typer.Option(help="Local processes; 0: one for each core and thread of a cell.")
+    ] = 0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster (HOST:PORT or auto); one is started unless given."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs of a cell on a Ray cluster.")] = 0.0,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Run failed and refused cells again.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A cell's key, or its source, method or backbone; repeatable, all hold."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no further cell after so many minutes.")
+    ] = None,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the cells of a study that have not been run.
+
+    A cell is one method on one dataset with one budget and seed: distilled, trained on, tested.
+    Its file is written when it is done, so a study may be stopped at any time, even killed; run it
+    again and it goes on. Changed settings make new cells.
+
+    Example: medistill study run studies/smoke.yaml --out runs/smoke
+    """
+    from ..study import Options, read_study, run_study
+
+    at_least_one(workers=workers or None)
+    said = read_study(study / "study.yaml" if study.is_dir() else study)
+    folder = out or (study if study.is_dir() else Path(study.stem))
+    options = Options(retry, tuple(only or ()), minutes, data_root, offline, device)
+    where = _engine(engine, workers, address, gpus, said)
+    states = run_study(said, folder, where, cache=cache_folder(), options=options)
+    text = ", ".join(f"{count} {state}" for state, count in states.items())
+    record = {"study": str(folder), "cells": states}
+    emit(record, f"{text}: medistill study table {folder}", as_json)
+
+
+def _engine(name: str, workers: int, address: str | None, gpus: float, study: "Study"):  # type: ignore[no-untyped-def]
+    import os
+
+    from ..engine import Cluster, local
+    from ..errors import UsageError
+
+    threads = study.protocol.threads
+    if name == "ray":
+        return Cluster(address, threads, gpus)
+    if address:
+        raise UsageError("found --address for local processes; expected --engine ray beside it")
+    return local(workers or max(1, len(os.sched_getaffinity(0)) // threads))
+
+
+@app.command()
+@guarded
+def status(study: StudyFolder, as_json: AsJson = False) -> None:
+    """Show how many cells are done, and why others are not."""
+    from ..study import BASELINES, grid, state_of
+
+    folder, said = _opened(study)
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    errors: dict[str, list[str]] = {}
+    for place, cell in grid(said).items():
+        state = state_of(folder, cell)
+        mine = counts.setdefault((place.source, place.method), {})
+        mine[state] = mine.get(state, 0) + 1
+        if state in ("failed", "refused"):
+            record = folder.cell(cell.key) or {}
+            text = f"{state}: {record.get('error')}"
+            errors.setdefault(text, []).append(f"{place.source}, {place.method}, {place.ipc}")
+    columns = [*(way.title for way in said.methods), *BASELINES]
+    lines = ["| source | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for data in said.sources:
+        cells = []
+        for column in columns:
+            mine = counts.get((data.title, column), {})
+            cells.append(f"{mine.get('done', 0)}/{sum(mine.values())}" if mine else "")
+        lines.append(f"| {data.title} | " + " | ".join(cells) + " |")
+    for text, places in errors.items():
+        lines.append(f"{len(places)} {text} (first: {places[0]})")
+    totals: dict[str, int] = {}
+    for mine in counts.values():
+        for state, count in mine.items():
+            totals[state] = totals.get(state, 0) + count
+    lines.append(", ".join(f"{count} {state}" for state, count in sorted(totals.items())))
+    emit({"study": str(study), "cells": totals, "errors": errors}, "\n".join(lines), as_json)
+
+
+@app.command()
+@guarded
+def table(
+    study: StudyFolder,
+    rows: Annotated[str, typer.Option(help="source, method, ipc, backbone; commas.")] = "source,ipc",
+    columns: Annotated[str, typer.Option(help="As --rows.")] = "method",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="accuracy, balanced_accuracy, auc, f1, ece, kappa, gap_closed, gap_closed_auc, "
+            "worth, distill_seconds or peak_memory_bytes."
+        ),
+    ] = "accuracy",
+    only: Annotated[
+        list[str] | None, typer.Option(help="DIMENSION=VALUE, as ipc=10; repeatable.")
+    ] = None,
+    format: Annotated[
+        Literal["md", "csv", "latex", "html"], typer.Option(help="How the table is written.")
+    ] = "md",
+) -> None:
+    """Print a table of a study: means with 95% intervals over syntheses, in percent.
+
+    Example: medistill study table runs/smoke --metric auc --only ipc=1
+    """
+    from ..errors import UsageError
+    from ..tabulate import FORMATS, Book
+    from ..tabulate import rows_of as all_rows
+    from ..tabulate import table as make_table
+
+    folder, said = _opened(study)
+    fixed = {}
+    for word in only or []:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"found --only {word}; expected DIMENSION=VALUE, as ipc=10")
+        fixed[name] = value
+    book = Book(all_rows(said, folder), said.budgets)
+    made = make_table(
+        book, rows=rows.split(","), columns=columns.split(","), metric=metric, fixed=fixed
+    )
+    print(FORMATS[format](made))
+
+
+@app.command(name="rows")
+@guarded
+def rows_(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
+) -> None:
+    """Write every training of a study as one line of a CSV file."""
+    from ..records import write_atomic
+    from ..tabulate import rows_of, write_rows
+
+    folder, said = _opened(study)
+    found = rows_of(said, folder)
+    write_atomic(out, write_rows(found).encode())
+    print(f"{len(found)} rows in {out}")
+
+
+def _opened(path: Path) -> "tuple[Folder, Study]":
+    from ..study import Folder
+
+    folder = Folder(path)
+    return folder, folder.study()

@@ -1,0 +1,295 @@
+"""Numbers of a study as rows and tables: scores with intervals, gap closed, worth."""
+
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .errors import UsageError, nearest
+from .metrics import Score, gap_closed, score, worth
+from .records import Json
+from .study import BASELINES, Folder, Place, Study, grid
+
+Row = dict[str, Any]
+DIMENSIONS = ("source", "method", "ipc", "backbone")
+SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "kappa")
+METRICS = (*SCORES, "gap_closed", "gap_closed_auc", "worth", "distill_seconds", "peak_memory_bytes")
+PERCENT = (*SCORES, "gap_closed", "gap_closed_auc")
+OF_CELL = (
+    "data_digest", "task", "classes", "train", "images", "start", "steps_done", "paper_steps",
+    "distill_seconds", "peak_memory_bytes", "version", "device", "key",
+)
+OF_STUDENT = ("seed", *SCORES, "lr", "stop", "seconds")
+COLUMNS = (
+    "source", "group", "method", "ipc", "backbone", "synthesis",
+    *(f"student_{name}" if name == "seed" else name for name in OF_STUDENT),
+    *OF_CELL,
+)
+
+
+def rows_of(study: Study, folder: Folder) -> list[Row]:
+    """Return one row for every student of a study: where it stands, its scores, its costs."""
+    groups = {data.title: data.group for data in study.sources}
+    rows = []
+    for place, cell in grid(study).items():
+        record = folder.cell(cell.key)
+        if record is None or record["status"] != "done":
+            continue
+        for student in record["rows"]:
+            row: Row = {
+                "source": place.source,
+                "group": groups[place.source],
+                "method": place.method,
+                "ipc": place.ipc,
+                "backbone": place.backbone,
+                "synthesis": place.seed,
+            }
+            row |= {f"student_{n}" if n == "seed" else n: student.get(n) for n in OF_STUDENT}
+            row |= {name: record.get(name) for name in OF_CELL}
+            rows.append({**row, "images": student["images"]})
+    return rows
+
+
+def write_rows(rows: Sequence[Row]) -> str:
+    """Return rows as CSV, numbers to six digits."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()})
+    return out.getvalue()
+
+
+def read_rows(text: str) -> list[Row]:
+    """Return what `write_rows` wrote."""
+    return [{name: _value(name, text) for name, text in row.items()}
+            for row in csv.DictReader(io.StringIO(text))]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in ("source", "group", "method", "backbone", "data_digest", "task", "start", "version",
+                "device", "key"):
+        return text
+    if not text:
+        return None
+    return float(text) if name in (*SCORES, "lr", "seconds", "distill_seconds") else int(text)
+
+
+class Group(NamedTuple):
+    """All students of one method on one source at one budget, by synthesis."""
+
+    place: Place
+    rows: list[Row]
+
+    def scores(self, metric: str) -> list[float]:
+        """Return the mean over students of each synthesis; of baselines, each student's own."""
+        parts: dict[Any, list[float]] = {}
+        for row in self.rows:
+            key = row["student_seed"] if self.place.method in BASELINES else row["synthesis"]
+            if row[metric] is not None:
+                parts.setdefault(key, []).append(float(row[metric]))
+        return [math.fsum(part) / len(part) for part in parts.values()]
+
+
+class Book:
+    """A study's rows by place, from which every figure and table is read."""
+
+    def __init__(self, rows: Sequence[Row], budgets: Sequence[int]) -> None:
+        self.budgets = tuple(budgets)
+        self.groups: dict[tuple[str, str, int, str], Group] = {}
+        for row in rows:
+            key = (row["source"], row["method"], row["ipc"], row["backbone"])
+            place = Place(*key, seed=0)
+            self.groups.setdefault(key, Group(place, [])).rows.append(row)
+
+    def names(self, dimension: str) -> list[Any]:
+        """Return what occurs along a dimension, in the study's order; of budgets its own alone."""
+        if dimension == "ipc":
+            return [ipc for ipc in self.budgets if any(key[2] == ipc for key in self.groups)]
+        place = DIMENSIONS.index(dimension)
+        return list(dict.fromkeys(key[place] for key in self.groups))
+
+    def group(self, source: str, method: str, ipc: int, backbone: str) -> Group | None:
+        """Return the students at a place; full data stands at every budget."""
+        return self.groups.get((source, method, 0 if method == "full" else ipc, backbone))
+
+    def score(self, metric: str, source: str, method: str, ipc: int, backbone: str) -> Score | None:
+        """Return one number of one place with its interval over syntheses (or draws), or None."""
+        if metric not in METRICS:
+            raise UsageError(f"found no metric {metric!r}: {nearest(metric, METRICS)}")
+        found = self.group(source, method, ipc, backbone)
+        if found is None:
+            return None
+        if metric in ("gap_closed", "gap_closed_auc"):
+            return self._gap(found, "auc" if metric.endswith("auc") else "accuracy")
+        if metric == "worth":
+            return self._worth(found)
+        known = [x for x in found.scores(metric) if math.isfinite(x)]
+        return score(known) if known else None
+
+    def _gap(self, found: Group, metric: str) -> Score | None:
+        if found.place.method in BASELINES:
+            return None
+        source, _, ipc, backbone, _ = found.place
+        arms = [self.group(source, name, ipc, backbone) for name in BASELINES]
+        if None in arms:
+            return None
+        return gap_closed(found.scores(metric), *(arm.scores(metric) for arm in arms if arm))
+
+    def curve(self, source: str, backbone: str, metric: str = "accuracy") -> dict[int, Score]:
+        """Return the scores of random images by their number per class."""
+        found = {
+            key[2]: score(group.scores(metric))
+            for key, group in self.groups.items()
+            if key[:2] == (source, "random") and key[3] == backbone
+        }
+        return dict(sorted(found.items()))
+
+    def _worth(self, found: Group) -> Score | None:
+        if found.place.method in BASELINES:
+            return None
+        curve = self.curve(found.place.source, found.place.backbone)
+        if len(curve) < 2:
+            return None
+        sizes, means = list(curve), [one.mean for one in curve.values()]
+        own = score(found.scores("accuracy"))
+        ends = [None if x is None else worth(x, sizes, means) for x in (own.low, own.high)]
+        return Score(worth(own.mean, sizes, means), ends[0], ends[1], own.n)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of scores: heads of its rows and columns, and cells row by row."""
+
+    corner: tuple[str, ...]
+    columns: tuple[str, ...]
+    lines: tuple[tuple[tuple[str, ...], tuple[Score | None, ...]], ...]
+    metric: str
+
+
+def table(
+    book: Book,
+    *,
+    rows: Sequence[str] = ("source", "ipc"),
+    columns: Sequence[str] = ("method",),
+    metric: str = "accuracy",
+    fixed: Mapping[str, str] | None = None,
+) -> Table:
+    """Return a table of one metric; what is neither in `rows` nor `columns` nor fixed joins rows.
+
+    Raises: UsageError when a dimension or metric is unknown, or `fixed` names what is not there.
+    """
+    for name in (*rows, *columns, *(fixed or {})):
+        if name not in DIMENSIONS:
+            raise UsageError(f"found no dimension {name!r}: {nearest(name, DIMENSIONS)}")
+    choices: dict[str, list[Any]] = {}
+    for name in DIMENSIONS:
+        choices[name] = book.names(name)
+        if fixed and name in fixed:
+            choices[name] = [one for one in choices[name] if str(one) == fixed[name]]
+            if not choices[name]:
+                raise UsageError(
+                    f"found no {name} {fixed[name]} in the study: "
+                    f"{nearest(fixed[name], map(str, book.names(name)))}"
+                )
+    free = [n for n in DIMENSIONS if n not in (*rows, *columns) and len(choices[n]) > 1]
+    down = [*rows, *free]
+    lines = []
+    across = _product([choices[name] for name in columns])
+    for head in _product([choices[name] for name in down]):
+        cells = []
+        for top in across:
+            place = {n: c[0] for n, c in choices.items() if n not in (*down, *columns)}
+            place |= dict(zip((*down, *columns), (*head, *top), strict=True))
+            cells.append(book.score(metric, **place))
+        if any(cell is not None for cell in cells):
+            lines.append((tuple(map(str, head)), tuple(cells)))
+    heads = tuple(" ".join(map(str, top)) for top in across)
+    return Table(tuple(down), heads, tuple(lines), metric)
+
+
+def _product(parts: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = [()]
+    for part in parts:
+        found = [(*one, other) for one in found for other in part]
+    return found
+
+
+def text_of(found: Score | None, metric: str, between: str = ", ") -> str:
+    """Return a score as tables print it: `mean [low, high]`, in percent where it is a share.
+
+    Example:
+        >>> text_of(Score(0.83, 0.812, 0.848, 5), "accuracy")
+        '83.0 [81.2, 84.8]'
+    """
+    if found is None:
+        return ""
+    scale, digits = (100, 1) if metric in PERCENT else (1, 1)
+    if metric == "peak_memory_bytes":
+        scale, digits = 1 / 2**20, 0
+
+    def one(value: float) -> str:
+        return "more" if math.isinf(value) else f"{scale * value:z.{digits}f}"
+
+    text = one(found.mean)
+    if found.low is not None and found.high is not None:
+        text += f" [{one(found.low)}{between}{one(found.high)}]"
+    return text
+
+
+def as_markdown(made: Table) -> str:
+    """Return a table as Markdown."""
+    lines = ["| " + " | ".join((*made.corner, *made.columns)) + " |"]
+    lines.append("|---" * (len(made.corner) + len(made.columns)) + "|")
+    for head, cells in made.lines:
+        texts = [text_of(cell, made.metric) for cell in cells]
+        lines.append("| " + " | ".join((*head, *texts)) + " |")
+    return "\n".join(lines)
+
+
+def as_csv(made: Table) -> str:
+    """Return a table as CSV, each score as mean, low, high and n (fractions)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = ("mean", "low", "high", "n")
+    writer.writerow([*made.corner, *(f"{c} {part}" for c in made.columns for part in parts)])
+    for head, cells in made.lines:
+        numbers = [getattr(cell, part, None) for cell in cells for part in parts]
+        writer.writerow([*head, *("" if x is None else f"{x:.6g}" for x in numbers)])
+    return out.getvalue().rstrip("\n")
+
+
+def as_latex(made: Table) -> str:
+    """Return a table as LaTeX (booktabs)."""
+    def safe(text: str) -> str:
+        return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
+
+    lines = [f"\\begin{{tabular}}{{{'l' * len(made.corner)}{'r' * len(made.columns)}}}", "\\toprule"]
+    lines.append(" & ".join(map(safe, (*made.corner, *made.columns))) + " \\\\")
+    lines.append("\\midrule")
+    for head, cells in made.lines:
+        texts = (*map(safe, head), *(text_of(cell, made.metric, "--") for cell in cells))
+        lines.append(" & ".join(texts) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def as_html(made: Table) -> str:
+    """Return a table as HTML."""
+    def row(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    body = [row("td", (*head, *(text_of(c, made.metric) for c in cells)))
+            for head, cells in made.lines]
+    return "\n".join(["<table>", row("th", (*made.corner, *made.columns)), *body, "</table>"])
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "md": as_markdown,
+    "csv": as_csv,
+    "latex": as_latex,
+    "html": as_html,
+}
+Record = Json
