@@ -30,12 +30,12 @@ from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import distill
-from medistill.prepare import prepared
 from medistill.engine import local
 from medistill.methods import MTT, Task
 from medistill.methods.base import started
 from medistill.methods.trajectory_matching import student_of
 from medistill.metrics import score
+from medistill.prepare import prepared
 from medistill.records import Json, State, from_record, to_record
 from medistill.rng import Rng
 from medistill.sets import Recipe, Splits

@@ -23,9 +23,9 @@ from medistill.budget import Budget
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
-from medistill.prepare import prepared
 from medistill.methods import Task
 from medistill.methods.sketch import FromSketch
+from medistill.prepare import prepared
 
 RESULTS = Path(__file__).parent / "results" / "whole.jsonl"
 COMPUTE = Compute("bfloat16", compile=True)

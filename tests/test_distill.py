@@ -22,12 +22,12 @@ from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import Run, distill, distill_to
-from medistill.prepare import prepared
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import Method, Task
 from medistill.methods.dc import DC
 from medistill.methods.dm import DM
 from medistill.methods.random import Random
+from medistill.prepare import prepared
 from medistill.records import State, load_state, read_json, state_digest
 from medistill.rng import Rng
 from medistill.sets import SyntheticSet

@@ -26,7 +26,6 @@ from medistill.compute import Compute
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.distill import Run, distill, distill_to
-from medistill.prepare import prepared
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.evaluate import evaluate
 from medistill.experts import _Crew
@@ -43,6 +42,7 @@ from medistill.methods.trajectory_matching import (
     student_of,
 )
 from medistill.pixels import denormalize
+from medistill.prepare import prepared
 from medistill.records import State, load_state, save_state
 from medistill.rng import Rng
 from medistill.sets import RealSet, SyntheticSet

@@ -170,7 +170,8 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         "classes": len(splits.train.card.classes),
         "train": len(splits.train),
     }
-    made, sheet, counts = None, None, {}
+    counts: Json = {}
+    made, sheet = None, None
     task = Task(splits.train, _budget(cell, splits), student, compute=compute)
     if cell.kind == "method":
         made, counts, sheet = _distilled(job, task)
@@ -211,9 +212,7 @@ def _base(recipe: Recipe, protocol: Protocol, chosen: Mapping[str, Any] | None) 
     stop, lr = protocol.steps, recipe.lr
     if chosen is not None:
         stop, lr = chosen["stop"], chosen["lr"]
-    return dataclasses.replace(
-        recipe, steps=protocol.steps, stop=stop, batch=protocol.batch, lr=lr
-    )
+    return dataclasses.replace(recipe, steps=protocol.steps, stop=stop, batch=protocol.batch, lr=lr)
 
 
 def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:

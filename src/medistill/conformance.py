@@ -18,9 +18,9 @@ from torch import Tensor
 from .backbones import ConvNet
 from .budget import Budget
 from .distill import distill
-from .prepare import prepared
 from .errors import RunRefused, UsageError
 from .methods import Method, Task
+from .prepare import prepared
 from .records import State, from_record, load_state, save_state, to_record
 from .rng import Rng
 from .sets import Card, RealSet, Splits, SyntheticSet, TaskKind, with_statistics

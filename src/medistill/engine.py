@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -132,8 +133,12 @@ def _begin(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        watch = threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True)
-        watch.start()
+        threading.Thread(target=_die_after, args=(parent,), daemon=True).start()
+
+
+def _die_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _end(worker: ProcessPoolExecutor) -> None:
@@ -167,15 +172,16 @@ class Cluster(Engine):
         when the cluster cannot be reached.
         """
         ray = self._connected()
-        task = ray.remote(function).options(
+        task = ray.remote(_call).options(
             num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1
         )
-        source, running = enumerate(items), {}
+        source = enumerate(items)
+        running: dict[Any, int] = {}
         while True:
             # Twice as many as there are places, so that no place waits for this process.
             places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / max(self.cpus, 0.01)))
             while len(running) < places and (following := next(source, None)) is not None:
-                running[task.remote(following[1])] = following[0]
+                running[task.remote(function, following[1])] = following[0]
             if not running:
                 return
             for ready in ray.wait(list(running), num_returns=1)[0]:
@@ -188,7 +194,9 @@ class Cluster(Engine):
         if not ray.is_initialized():
             try:
                 # Threads are the task's own to set: what Ray would say of them is not needed.
-                ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR")
+                ray.init(
+                    address=self.address or "local", log_to_driver=False, logging_level="ERROR"
+                )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise RunRefused(
                     f"could not reach a Ray cluster at {self.address or 'this machine'} "
@@ -198,14 +206,28 @@ class Cluster(Engine):
         return ray
 
 
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
+
+
 def _fetched(ray: Any, ready: Any) -> Any:
     """Return a task's result; an exception that it raised is raised as it was."""
     try:
         return ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
-    except ray.exceptions.RayError:  # its worker, its node or its memory was lost
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectLostError,
+    ):
         return Lost()
+    except ray.exceptions.RayError as error:
+        raise RunRefused(
+            f"lost the Ray cluster ({str(error).splitlines()[0]}); expected it to live: start it "
+            "again and run the same command"
+        ) from None
 
 
 def local(workers: int) -> Engine:

@@ -161,12 +161,12 @@ def grid(study: Study) -> dict[Place, Cell]:
     protocol = study.protocol
     for backbone in study.backbones:
         for data in study.sources:
-            same = {"source": data.source, "backbone": backbone, "protocol": protocol}
             sizes = dict.fromkeys((*(data.budgets or study.budgets), *study.curve))
             for ipc in sizes:
                 place = Place(data.title, "random", ipc, backbone, 0)
-                cells[place] = Cell("random", ipc=ipc, **same)
-            cells[Place(data.title, "full", 0, backbone, 0)] = Cell("full", **same)
+                cells[place] = Cell("random", data.source, backbone, protocol, ipc)
+            full = Cell("full", data.source, backbone, protocol)
+            cells[Place(data.title, "full", 0, backbone, 0)] = full
     for seed in range(study.seeds):
         for backbone in study.backbones:
             for data in study.sources:
@@ -261,7 +261,7 @@ def run_study(
     engine: Engine,
     *,
     cache: Path,
-    options: Options = Options(),  # noqa: B008  # frozen
+    options: Options = Options(),  # frozen
 ) -> dict[str, int]:
     """Run all cells of a study that have not been run, and return how many stand in which state.
 
@@ -275,7 +275,9 @@ def run_study(
     cells = grid(study)
     wanted = _wanted(cells, options.only)
     if not wanted:
-        raise UsageError(f"found no cell for {' '.join(options.only)}; see `medistill study status`")
+        raise UsageError(
+            f"found no cell for {' '.join(options.only)}; see `medistill study status`"
+        )
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     states = {place: state_of(folder, cell) for place, cell in wanted.items()}
     rows = [data.title for data in study.sources]

@@ -19,12 +19,28 @@ SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "kappa")
 METRICS = (*SCORES, "gap_closed", "gap_closed_auc", "worth", "distill_seconds", "peak_memory_bytes")
 PERCENT = (*SCORES, "gap_closed", "gap_closed_auc")
 OF_CELL = (
-    "data_digest", "task", "classes", "train", "images", "start", "steps_done", "paper_steps",
-    "distill_seconds", "peak_memory_bytes", "version", "device", "key",
+    "data_digest",
+    "task",
+    "classes",
+    "train",
+    "images",
+    "start",
+    "steps_done",
+    "paper_steps",
+    "distill_seconds",
+    "peak_memory_bytes",
+    "version",
+    "device",
+    "key",
 )
 OF_STUDENT = ("seed", *SCORES, "lr", "stop", "seconds")
 COLUMNS = (
-    "source", "group", "method", "ipc", "backbone", "synthesis",
+    "source",
+    "group",
+    "method",
+    "ipc",
+    "backbone",
+    "synthesis",
     *(f"student_{name}" if name == "seed" else name for name in OF_STUDENT),
     *OF_CELL,
 )
@@ -65,13 +81,25 @@ def write_rows(rows: Sequence[Row]) -> str:
 
 def read_rows(text: str) -> list[Row]:
     """Return what `write_rows` wrote."""
-    return [{name: _value(name, text) for name, text in row.items()}
-            for row in csv.DictReader(io.StringIO(text))]
+    return [
+        {name: _value(name, text) for name, text in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
 
 
 def _value(name: str, text: str) -> Any:
-    if name in ("source", "group", "method", "backbone", "data_digest", "task", "start", "version",
-                "device", "key"):
+    if name in (
+        "source",
+        "group",
+        "method",
+        "backbone",
+        "data_digest",
+        "task",
+        "start",
+        "version",
+        "device",
+        "key",
+    ):
         return text
     if not text:
         return None
@@ -227,7 +255,7 @@ def text_of(found: Score | None, metric: str, between: str = ", ") -> str:
     """
     if found is None:
         return ""
-    scale, digits = (100, 1) if metric in PERCENT else (1, 1)
+    scale, digits = (100.0, 1) if metric in PERCENT else (1.0, 1)
     if metric == "peak_memory_bytes":
         scale, digits = 1 / 2**20, 0
 
@@ -264,10 +292,14 @@ def as_csv(made: Table) -> str:
 
 def as_latex(made: Table) -> str:
     """Return a table as LaTeX (booktabs)."""
+
     def safe(text: str) -> str:
         return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
 
-    lines = [f"\\begin{{tabular}}{{{'l' * len(made.corner)}{'r' * len(made.columns)}}}", "\\toprule"]
+    lines = [
+        f"\\begin{{tabular}}{{{'l' * len(made.corner)}{'r' * len(made.columns)}}}",
+        "\\toprule",
+    ]
     lines.append(" & ".join(map(safe, (*made.corner, *made.columns))) + " \\\\")
     lines.append("\\midrule")
     for head, cells in made.lines:
@@ -278,11 +310,13 @@ def as_latex(made: Table) -> str:
 
 def as_html(made: Table) -> str:
     """Return a table as HTML."""
+
     def row(tag: str, texts: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
 
-    body = [row("td", (*head, *(text_of(c, made.metric) for c in cells)))
-            for head, cells in made.lines]
+    body = [
+        row("td", (*head, *(text_of(c, made.metric) for c in cells))) for head, cells in made.lines
+    ]
     return "\n".join(["<table>", row("th", (*made.corner, *made.columns)), *body, "</table>"])
 
 

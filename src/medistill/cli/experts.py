@@ -63,11 +63,11 @@ def experts(
     from ..compute import Compute, find_device
     from ..data import load
     from ..distill import check
-    from ..prepare import prepared
     from ..engine import local
     from ..errors import UsageError
     from ..methods import Task, make
     from ..methods.trajectory_matching import TrajectoryMatching
+    from ..prepare import prepared
 
     chosen = make(method, extra_fields(context.args))
     if not isinstance(chosen, TrajectoryMatching):

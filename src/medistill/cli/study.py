@@ -126,7 +126,9 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
 @guarded
 def table(
     study: StudyFolder,
-    rows: Annotated[str, typer.Option(help="source, method, ipc, backbone; commas.")] = "source,ipc",
+    rows: Annotated[
+        str, typer.Option(help="source, method, ipc, backbone; commas.")
+    ] = "source,ipc",
     columns: Annotated[str, typer.Option(help="As --rows.")] = "method",
     metric: Annotated[
         str,

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..errors import DataError, UsageError
 from ..sets import Splits, with_statistics
-from . import combine, csv, datalist, dicom, folder, medmnist, nifti, npz, phantom
+from . import combine, csv, datalist, dicom, folder, medmnist, nifti, npz, phantom, vary
 from .inspect import inspect
 from .medmnist_table import TABLE
 from .source import Source, Where, parse
@@ -23,6 +23,10 @@ def _combine(source: Source, where: Where) -> Splits:
     return combine.load(source, where, _read)
 
 
+def _vary(source: Source, where: Where) -> Splits:
+    return vary.load(source, where, _read)
+
+
 _KINDS: dict[str, tuple[ModuleType, _Load]] = {
     "medmnist": (medmnist, medmnist.load),
     "npz": (npz, npz.load),
@@ -33,6 +37,7 @@ _KINDS: dict[str, tuple[ModuleType, _Load]] = {
     "dicom": (dicom, dicom.load),
     "nifti": (nifti, nifti.load),
     "combine": (combine, _combine),
+    "vary": (vary, _vary),
 }
 
 
@@ -51,7 +56,7 @@ def load(source: str, *, root: Path | None = None, offline: bool = False, seed: 
 
     source: `pneumoniamnist`, `pneumoniamnist@64`, `phantom:variation=0.2,size=32`, `npz:PATH`,
     `folder:PATH;size=28;channels=1`, `csv:PATH`, `datalist:PATH`, `dicom:PATH`, `nifti:PATH`,
-    `combine:A,B;labels=keep`, or an existing path. Names are
+    `combine:A,B;labels=keep`, `vary:A;n=200`, or an existing path. Names are
     looked up in `root`, $MEDISTILL_DATA and the user's cache, then downloaded unless `offline`.
     Raises: UsageError when the source or an option is unknown; DataError when the data is absent
     or cannot be used.

@@ -14,10 +14,11 @@ from ..errors import DataError, UsageError
 from ..progress import progress, say
 from ..rng import Rng
 from ..sets import Card, Splits
+from .archive import unpacked
 from .decode import decoded
 from .files import BROKEN, PICTURES, Array, no_whole_image
 from .listed import Listed
-from .source import Source, Where
+from .source import ARCHIVES, Source, Where
 from .split import SHARES
 from .table import Item, assembled
 
@@ -32,7 +33,7 @@ class _Item(NamedTuple):
 
 
 def load(source: Source, where: Where) -> Splits:
-    """Read class folders of PNG, JPEG, BMP or TIFF images.
+    """Read class folders of PNG, JPEG, BMP or TIFF images, or an archive of them (tar, zip).
 
     Folders train and test (and val) above the class folders are kept as they are; a split that is
     missing is cut off train. Otherwise 70, 10 and 20 percent of each class become train, val and
@@ -49,6 +50,9 @@ def load(source: Source, where: Where) -> Splits:
     or deeper than 8 bits.
     """
     top = Path(source.target).expanduser()
+    name = top.resolve().name
+    if name.lower().endswith(ARCHIVES) and top.is_file():
+        name, top = name.partition(".")[0], unpacked(top)
     size = source.integer("size", 0, 1, 4096)
     channels = source.integer("channels", 0, 1, 3)
     if channels == 2:
@@ -62,7 +66,7 @@ def load(source: Source, where: Where) -> Splits:
     dtype = np.dtype(np.uint8)
     images = decoded(listed, read, (count, *shape), dtype, {"folder": dict(read.keywords)})
     card = Card(
-        name=top.resolve().name,
+        name=name,
         task="binary" if len(classes) == 2 else "multi-class",
         classes=tuple(classes),
         channels=count,

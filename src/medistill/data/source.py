@@ -16,6 +16,7 @@ ENDINGS = {
     "nifti": (".nii", ".nii.gz"),
     "dicom": (".dcm",),
 }
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")  # of a folder of images
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def parse(text: str, kinds: Collection[str], names: Collection[str]) -> Source:
     text = text.strip()
     kind, _, rest = text.partition(":")
     # Only an inner source needs parentheses; in a path they are letters like any other.
-    parts = split_outside(text, ";") if kind == "combine" else text.split(";")
+    parts = split_outside(text, ";") if kind in ("combine", "vary") else text.split(";")
     head = parts[0]
     kind, colon, rest = (part.strip() for part in head.partition(":"))
     if kind == "phantom":
@@ -163,6 +164,8 @@ def parse(text: str, kinds: Collection[str], names: Collection[str]) -> Source:
     for by_ending, endings in ENDINGS.items():
         if head.lower().endswith(endings) and (file or by_ending == "npz"):
             return Source(by_ending, head, options)
+    if head.lower().endswith(ARCHIVES):
+        return Source("folder", head, options)
     if file:
         return Source("npz", head, options)
     if head and (os.sep in head or Path(head).expanduser().is_dir()):

@@ -1,0 +1,90 @@
+"""Archives of image folders: unpacked once, into the cache, with nothing outside it touched."""
+
+import fcntl
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ..errors import DataError, RunRefused
+from ..places import cache_folder
+from ..progress import progress
+from ..records import digest
+from .files import PICTURES
+
+MOST_FILES = 5_000_000
+MOST_BYTES = 64 * 2**30
+
+
+def unpacked(path: Path) -> Path:
+    """Return the folder that an archive of images was unpacked to.
+
+    Pictures alone are taken, under their own paths; links, devices, absolute paths and `..` are
+    refused. Of one folder that holds everything, the inside is returned.
+    Raises: DataError when the archive is damaged, or holds what it must not; RunRefused when there
+    is no room.
+    """
+    facts = path.stat()
+    key = digest([str(path.resolve()), facts.st_size, facts.st_mtime_ns])[:24]
+    to = cache_folder() / "unpacked" / key
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with open(to.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not to.is_dir():
+            begun = Path(tempfile.mkdtemp(dir=to.parent, prefix=".unpacking-"))
+            try:
+                _unpack(path, begun)
+                begun.rename(to)
+            except BaseException:
+                shutil.rmtree(begun, ignore_errors=True)
+                raise
+    inside = [one for one in to.iterdir() if not one.name.startswith((".", "__"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else to
+
+
+def _unpack(path: Path, to: Path) -> None:
+    try:
+        if path.name.lower().endswith(".zip"):
+            _unzip(path, to)
+        else:
+            _untar(path, to)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged or holds what an archive of images must not ({error}); expected "
+            "pictures in folders: unpack it by hand"
+        ) from None
+    except OSError as error:
+        raise RunRefused(
+            f"could not unpack {path}: {error.strerror or error}; expected room in "
+            f"{to.parent}: free some, or set MEDISTILL_CACHE"
+        ) from None
+
+
+def _untar(path: Path, to: Path) -> None:
+    with tarfile.open(path) as archive, progress(f"unpack {path.name}", 0) as advance:
+        total = 0
+        for number, member in enumerate(archive):
+            total += member.size
+            _within(number, total)
+            if member.isfile() and member.name.lower().endswith(PICTURES):
+                archive.extract(member, to, filter="data")
+                advance()
+
+
+def _unzip(path: Path, to: Path) -> None:
+    with zipfile.ZipFile(path) as archive, progress(f"unpack {path.name}", 0) as advance:
+        total = 0
+        for number, member in enumerate(archive.infolist()):
+            total += member.file_size
+            _within(number, total)
+            if not member.is_dir() and member.filename.lower().endswith(PICTURES):
+                if Path(member.filename).is_absolute() or ".." in Path(member.filename).parts:
+                    raise ValueError(f"{member.filename} leads outside")
+                archive.extract(member, to)
+                advance()
+
+
+def _within(files: int, size: int) -> None:
+    if files >= MOST_FILES or size > MOST_BYTES:
+        raise ValueError(f"more than {MOST_FILES:,} files or {MOST_BYTES:,} bytes")
