@@ -276,7 +276,8 @@ def table() -> None:
             if any(cells):
                 lines.append(f"| {name} | {start or '-'} | {' | '.join(cells)} |")
     lines += (
-        paired.lines()
+        beside_random(groups)
+        + paired.lines()
         + trajectories.lines()
         + volumes.lines()
         + whole_runs()
@@ -286,6 +287,39 @@ def table() -> None:
     path = Path(__file__).parents[1] / "docs" / "results.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)
+
+
+def beside_random(groups: dict[tuple[str, str, str, int], list[dict[str, Any]]]) -> list[str]:
+    """Return a section: does trajectory matching lie beyond the interval of random images?"""
+    lines = ["\n## Trajectory matching beside random images\n"]
+    lines.append(
+        "From class means. Accuracy / AUC of a method lie above or below those of random images of "
+        "the same number beyond both 95% intervals, or the intervals overlap (=).\n"
+    )
+    names = [kind.name for kind in TRAJECTORIES]
+    lines += [f"| dataset | per class | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for dataset in DATASETS:
+        for ipc in (1, 10):
+            base = groups.get((dataset, "random", "real", ipc), [])
+            found = [groups.get((dataset, name, "class-mean", ipc), []) for name in names]
+            if base and any(found):
+                cells = (
+                    " / ".join(side(own, base, metric) for metric in ("accuracy", "auc"))
+                    for own in found
+                )
+                lines.append(f"| {dataset} | {ipc} | {' | '.join(cells)} |")
+    return lines
+
+
+def side(own: list[dict[str, Any]], base: list[dict[str, Any]], metric: str) -> str:
+    """Return above, below or =, by whether two intervals part."""
+    if len(own) < 2:
+        return "?"
+    a, b = (score([row[metric] for row in rows]) for rows in (own, base))
+    assert None not in (a.low, a.high, b.low, b.high)
+    if a.low > b.high:  # type: ignore[operator]
+        return "above"
+    return "below" if a.high < b.low else "="  # type: ignore[operator]
 
 
 def whole_runs() -> list[str]:
