@@ -21,7 +21,7 @@ FLOORS = (
     ("sketch", "unroll"),
     ("experts",),
     ("methods",),
-    ("arms", "prepare"),
+    ("arms", "prepare", "variation"),
     ("distill", "evaluate", "model", "predict", "package"),
     ("cell", "conformance"),
     ("study", "audit"),

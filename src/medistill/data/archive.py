@@ -66,7 +66,7 @@ def _untar(path: Path, to: Path) -> None:
         total = 0
         for number, member in enumerate(archive):
             total += member.size
-            _within(number, total)
+            _check(member.name, number, total)
             if member.isfile() and member.name.lower().endswith(PICTURES):
                 archive.extract(member, to, filter="data")
                 advance()
@@ -77,14 +77,14 @@ def _unzip(path: Path, to: Path) -> None:
         total = 0
         for number, member in enumerate(archive.infolist()):
             total += member.file_size
-            _within(number, total)
+            _check(member.filename, number, total)
             if not member.is_dir() and member.filename.lower().endswith(PICTURES):
-                if Path(member.filename).is_absolute() or ".." in Path(member.filename).parts:
-                    raise ValueError(f"{member.filename} leads outside")
                 archive.extract(member, to)
                 advance()
 
 
-def _within(files: int, size: int) -> None:
+def _check(name: str, files: int, size: int) -> None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name} leads outside")
     if files >= MOST_FILES or size > MOST_BYTES:
         raise ValueError(f"more than {MOST_FILES:,} files or {MOST_BYTES:,} bytes")

@@ -1,0 +1,156 @@
+"""`vary:` and archives: what is changed and what is not, by rules that can be checked by hand."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from medistill.data import load
+from medistill.errors import DataError, UsageError
+
+BASE = "phantom:n=200,classes=4,variation=0.9"
+
+
+def test_without_options_nothing_changes() -> None:
+    for one, other in zip(load(f"vary:({BASE})"), load(BASE), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_classes_are_kept_in_the_order_given() -> None:
+    whole = load(BASE)
+    names = whole.train.card.classes
+    part = load(f"vary:({BASE});classes={names[2]}|{names[0]}")
+    assert part.train.card.classes == (names[2], names[0])
+    assert part.train.card.task == "binary"
+    for new, old in ((0, 2), (1, 0)):
+        mine = part.test.images[part.test.by_class[new]]
+        assert torch.equal(mine, whole.test.images[whole.test.by_class[old]])
+
+
+def test_fewer_images_keep_the_frequencies_and_the_test_split() -> None:
+    whole = load("vary:(phantom:n=600,classes=2);imbalance=4")
+    part = load("vary:(vary:(phantom:n=600,classes=2);imbalance=4);n=75")
+    assert [len(members) for members in whole.train.by_class] == [300, 75]
+    assert [len(members) for members in part.train.by_class] == [60, 15]
+    assert len(part.val) == min(75, 100)  # all that there are: 60 and 15
+    assert torch.equal(part.test.images, load("phantom:n=600,classes=2").test.images)
+
+
+def test_imbalance_is_geometric_and_leaves_test_alone() -> None:
+    part = load("vary:(phantom:n=800,classes=4);imbalance=8")
+    assert [len(members) for members in part.train.by_class] == [200, 100, 50, 25]
+    assert [len(members) for members in part.val.by_class] == [40, 20, 10, 5]
+    assert len(part.test) == 400
+
+
+def test_pixels_follow_their_rules() -> None:
+    whole = load("phantom:n=40").train.images
+    flat = load("vary:(phantom:n=40);contrast=0.5").train.images
+    wanted = (255 * (0.5 + 0.5 * (whole / 255 - 0.5))).round().to(torch.uint8)
+    assert torch.equal(flat, wanted)
+    small = load("vary:(phantom:n=40);size=14").train
+    assert small.card.shape == (14, 14)
+    means = whole.float().unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+    assert (small.images.float() - means).abs().max() <= 0.5 + 1e-3
+    coarse = load("vary:(phantom:n=40);resolution=7").train.images
+    assert coarse.shape == whole.shape
+    assert coarse.float().diff(dim=3).abs().mean() < whole.float().diff(dim=3).abs().mean()
+    noisy = load("vary:(phantom:n=40);contrast=0;noise=0.1").train.images
+    assert noisy.float().std() / 255 == pytest.approx(0.1, rel=0.02)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert torch.equal(noisy, load("vary:(phantom:n=40);contrast=0;noise=0.1").train.images)
+
+
+def test_volumes_are_varied_too(data_root: Path) -> None:
+    found = load("vary:adrenalmnist3d;size=14;resolution=7;noise=0.1", offline=True)
+    assert tuple(found.train.images.shape) == (1188, 1, 14, 14, 14)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("vary:(phantom:n=40);classes=dot", "did you mean|known:"),
+        ("vary:(phantom:n=40);classes=nodule|nodule", "two or more"),
+        ("vary:(phantom:n=40);contrast=2", "from 0 to 1"),
+        ("vary:(phantom:n=40);contrst=1", "did you mean contrast"),
+        ("vary:phantom,phantom", "found 2 sources"),
+        ("vary:(phantom:n=40", "closing"),
+    ],
+)
+def test_wrong_options_are_told(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        load(text)
+
+
+def test_several_labels_have_no_classes_to_choose() -> None:
+    with pytest.raises(DataError, match="several labels"):
+        load("vary:(phantom:task=multi-label,n=60);imbalance=2")
+    assert len(load("vary:(phantom:task=multi-label,n=60);n=30").train) == 30
+
+
+def picture(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(out, "PNG")
+    return out.getvalue()
+
+
+def archive(path: Path, extra: tuple[str, ...] = ()) -> Path:
+    """Write an archive of two classes of ten pictures, and of files by other names."""
+    files = {f"top/{c}/{n}.png": picture(10 * n + ord(c)) for c in "ab" for n in range(10)}
+    files |= dict.fromkeys(extra, picture(0))
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for name, content in files.items():
+                zipped.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:gz") as tarred:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tarred.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["scans.tar.gz", "scans.zip"])
+def test_archives_are_read_as_folders(name: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / name, extra=("top/notes.txt",))
+    for text in (f"folder:{path}", str(path)):
+        found = load(text)
+        assert found.train.card.classes == ("a", "b")
+        assert found.train.card.name == "scans"
+        assert sum(len(part) for part in found) == 20
+    assert sorted(one.name for one in tmp_path.iterdir()) == [name]
+
+
+@pytest.mark.parametrize("name", ["bad.tar.gz", "bad.zip"])
+@pytest.mark.parametrize("outside", ["../out.png", "/out.png"])
+def test_archives_that_lead_outside_are_refused(name: str, outside: str, tmp_path: Path) -> None:
+    inside = tmp_path / "deep"
+    inside.mkdir()
+    path = archive(inside / name, extra=(outside,))
+    with pytest.raises(DataError, match="must not"):
+        load(f"folder:{path}")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_link_in_an_archive_is_left_out(tmp_path: Path) -> None:
+    path = archive(tmp_path / "scans.tar.gz")
+    with tarfile.open(tmp_path / "links.tar.gz", "w:gz") as tarred, tarfile.open(path) as old:
+        for member in old:
+            tarred.addfile(member, old.extractfile(member))
+        link = tarfile.TarInfo("top/a/secret.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tarred.addfile(link)
+    assert sum(len(part) for part in load(f"folder:{tmp_path / 'links.tar.gz'}")) == 20
+
+
+def test_a_cut_archive_is_told(tmp_path: Path) -> None:
+    path = archive(tmp_path / "cut.tar.gz")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="damaged"):
+        load(f"folder:{path}")
