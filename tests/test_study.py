@@ -35,11 +35,12 @@ methods:
   - {method: dm, steps: {1: 3, 2: 5}}
 budgets: [1, 2]
 curve: [1, 4]
+measure: false
 backbones: [convnet-2-8]
 seeds: 2
 protocol: {steps: 4, batch: 8, rates: [0.01, 0.1], tuning: random, random: 3, full: 2}
 """
-TIMES = ("seconds", "distill_seconds", "peak_memory_bytes", "command", "full_seconds")
+TIMES = ("seconds", "distill_seconds", "peak_memory_bytes", "command")
 
 
 def tiny(folder: Path, text: str = TINY) -> Study:
@@ -145,6 +146,18 @@ def test_a_file_that_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
 def test_studies_of_the_project_can_be_read() -> None:
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         assert grid(read_study(path)), path.name
+
+
+@pytest.mark.slow
+def test_what_the_indicator_is_fed_is_a_cell_of_its_own(tmp_path: Path) -> None:
+    study = tiny(tmp_path, TINY.replace("measure: false", "measure: true"))
+    options = Options(only=("measure", "alike"))
+    run_study(study, tmp_path / "out", Here(), cache=tmp_path / "cache", options=options)
+    cell = grid(study)[Place("alike", "measure", 0, "convnet-2-8", 0)]
+    record = Folder(tmp_path / "out").cell(cell.key)
+    assert record is not None
+    assert set(record["measure"]["random"]) == {"1", "2", "5", "10", "20"}
+    assert rows_of(study, Folder(tmp_path / "out")) == []
 
 
 def test_methods_train_by_what_random_images_chose(finished: tuple[Study, Path]) -> None:
@@ -420,7 +433,7 @@ def test_the_command_line_tells_of_a_study(finished: tuple[Study, Path], tmp_pat
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "| alike | 4/4 | 4/4 | 3/3 | 1/1 |" in run("status", str(out))
+    assert "| alike | 4/4 | 4/4 | 3/3 | 1/1 |  |" in run("status", str(out))
     assert json.loads(run("status", str(out), "--json"))["cells"] == {"done": 24}
     text = run("table", str(out), "--rows", "source", "--columns", "method", "--only", "ipc=2")
     assert text.startswith("| source | random | full | herding | dm |")

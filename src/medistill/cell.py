@@ -21,6 +21,7 @@ from .compute import Compute, find_device
 from .data import load
 from .distill import Run, distill, distill_to
 from .errors import DataError, MedistillError, RunRefused, UsageError
+from .measure import measure
 from .methods import Task, make
 from .methods.base import recipe_of
 from .methods.random import Random
@@ -29,11 +30,12 @@ from .records import Json, digest, from_record, to_record
 from .sets import Recipe, Splits, SyntheticSet
 
 FORMAT = "medistill cell 1"
-Kind = Literal["full", "random", "method"]
+Kind = Literal["full", "random", "measure", "method"]
 # Fields of the protocol that say nothing about a cell of this kind: they may change under it.
 UNUSED: dict[Kind, tuple[str, ...]] = {
     "full": ("students", "random", "tuning"),
     "random": ("students", "full", "tuning"),
+    "measure": ("students", "random", "full", "tuning", "steps", "batch", "rates", "compile"),
     "method": ("random", "full"),
 }
 
@@ -67,8 +69,8 @@ class Cell:
     """What one cell is asked to do: all that its numbers depend on.
 
     `full` trains on the whole training split, `random` on draws of `ipc` random images per class,
-    `method` distills with a seed and trains on that. Tasks with several labels of an image get as
-    many images as `ipc` times their labels.
+    `method` distills with a seed and trains on that; `measure` takes what the indicator is fed.
+    Tasks with several labels of an image get as many images as `ipc` times their labels.
     """
 
     kind: Kind
@@ -170,6 +172,9 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         "classes": len(splits.train.card.classes),
         "train": len(splits.train),
     }
+    if cell.kind == "measure":
+        taken = measure(splits.train, splits.val, threads=protocol.threads)
+        return {**facts, "rows": [], "measure": taken}, None
     counts: Json = {}
     made, sheet = None, None
     task = Task(splits.train, _budget(cell, splits), student, compute=compute)

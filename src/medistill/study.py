@@ -17,6 +17,7 @@ from .progress import board
 from .records import Json, from_record, read_json, to_record, write_atomic, write_json
 
 BASELINES = ("random", "full")
+MEASURE = "measure"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Study:
 
     Every method runs on every source for every budget (images per class), backbone and seed. Beside
     them stand the full training split and random images: at every budget, and at the sizes of
-    `curve`, from which is read how many random images a distilled set is worth.
+    `curve`, from which is read how many random images a distilled set is worth; and, with
+    `measure`, what the indicator is fed: random samples scored on the validation split, and numbers
+    of variation.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Study:
     backbones: tuple[str, ...] = ("convnet-3-128",)
     seeds: int = 3
     curve: tuple[int, ...] = ()
+    measure: bool = True
     protocol: Protocol = field(default_factory=Protocol)
     about: str = ""
 
@@ -137,7 +141,7 @@ def _check(study: Study) -> None:
                 "once: give one a name of its own"
             )
     for way in study.methods:
-        if way.method in BASELINES or way.title in BASELINES:
+        if {way.method, way.title} & {*BASELINES, MEASURE}:
             raise UsageError(
                 f"found {way.title} among the methods; it stands beside every study: leave it out"
             )
@@ -167,6 +171,9 @@ def grid(study: Study) -> dict[Place, Cell]:
                 cells[place] = Cell("random", data.source, backbone, protocol, ipc)
             full = Cell("full", data.source, backbone, protocol)
             cells[Place(data.title, "full", 0, backbone, 0)] = full
+    for data in study.sources if study.measure else ():
+        place = Place(data.title, MEASURE, 0, study.backbones[0], 0)
+        cells[place] = Cell("measure", data.source, study.backbones[0], protocol)
     for seed in range(study.seeds):
         for backbone in study.backbones:
             for data in study.sources:
@@ -281,7 +288,7 @@ def run_study(
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     states = {place: state_of(folder, cell) for place, cell in wanted.items()}
     rows = [data.title for data in study.sources]
-    columns = [*(way.title for way in study.methods), *BASELINES]
+    columns = [*(way.title for way in study.methods), *BASELINES, MEASURE]
     with board(study.name, rows, columns) as show:
         for place, state in states.items():
             show(place.source, place.method, state)

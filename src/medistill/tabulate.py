@@ -290,6 +290,22 @@ def as_csv(made: Table) -> str:
     return out.getvalue().rstrip("\n")
 
 
+def as_record(made: Table) -> Json:
+    """Return a table as JSON: one object a line, scores by column (null for what is not finite)."""
+    rows = []
+    for head, cells in made.lines:
+        scores = {
+            column: None if cell is None else {n: _finite(v) for n, v in vars(cell).items()}
+            for column, cell in zip(made.columns, cells, strict=True)
+        }
+        rows.append({**dict(zip(made.corner, head, strict=True)), "scores": scores})
+    return {"metric": made.metric, "rows": rows}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
 def as_latex(made: Table) -> str:
     """Return a table as LaTeX (booktabs)."""
 
@@ -326,4 +342,3 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "latex": as_latex,
     "html": as_html,
 }
-Record = Json

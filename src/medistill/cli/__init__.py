@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, demo, distill, evaluate, experts, report, sketch, study, train
+from . import data, demo, distill, evaluate, experts, predict, report, sketch, study, train
 
 __all__ = ["app", "main"]
 
@@ -40,6 +40,7 @@ def _face(
 
 
 app.command()(demo.demo)
+app.command()(predict.predict)
 app.add_typer(data.app, name="data")
 app.command(context_settings=_OPEN)(distill.distill)
 app.command(context_settings=_OPEN)(experts.experts)

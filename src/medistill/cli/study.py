@@ -90,8 +90,11 @@ def _engine(name: str, workers: int, address: str | None, gpus: float, study: "S
 @app.command()
 @guarded
 def status(study: StudyFolder, as_json: AsJson = False) -> None:
-    """Show how many cells are done, and why others are not."""
-    from ..study import BASELINES, grid, state_of
+    """Show how many cells are done, and why others are not.
+
+    Example: medistill study status runs/smoke
+    """
+    from ..study import BASELINES, MEASURE, grid, state_of
 
     folder, said = _opened(study)
     counts: dict[tuple[str, str], dict[str, int]] = {}
@@ -104,7 +107,7 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
             record = folder.cell(cell.key) or {}
             text = f"{state}: {record.get('error')}"
             errors.setdefault(text, []).append(f"{place.source}, {place.method}, {place.ipc}")
-    columns = [*(way.title for way in said.methods), *BASELINES]
+    columns = [*(way.title for way in said.methods), *BASELINES, MEASURE]
     lines = ["| source | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for data in said.sources:
         cells = []
@@ -143,13 +146,14 @@ def table(
     format: Annotated[
         Literal["md", "csv", "latex", "html"], typer.Option(help="How the table is written.")
     ] = "md",
+    as_json: AsJson = False,
 ) -> None:
     """Print a table of a study: means with 95% intervals over syntheses, in percent.
 
     Example: medistill study table runs/smoke --metric auc --only ipc=1
     """
     from ..errors import UsageError
-    from ..tabulate import FORMATS, Book
+    from ..tabulate import FORMATS, Book, as_record
     from ..tabulate import rows_of as all_rows
     from ..tabulate import table as make_table
 
@@ -164,7 +168,7 @@ def table(
     made = make_table(
         book, rows=rows.split(","), columns=columns.split(","), metric=metric, fixed=fixed
     )
-    print(FORMATS[format](made))
+    emit(as_record(made), FORMATS[format](made), as_json)
 
 
 @app.command(name="rows")
@@ -172,15 +176,54 @@ def table(
 def rows_(
     study: StudyFolder,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Write every training of a study as one line of a CSV file."""
+    """Write every training of a study as one line of a CSV file.
+
+    Example: medistill study rows runs/smoke --out smoke.csv
+    """
     from ..records import write_atomic
     from ..tabulate import rows_of, write_rows
 
     folder, said = _opened(study)
     found = rows_of(said, folder)
     write_atomic(out, write_rows(found).encode())
-    print(f"{len(found)} rows in {out}")
+    emit({"rows": len(found), "file": str(out)}, f"{len(found)} rows in {out}", as_json)
+
+
+@app.command(name="fit-indicator")
+@guarded
+def fit_indicator(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Option(help="The file to write, for predict --indicator.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fit the indicator to a study: which numbers of a small sample tell what will be reached.
+
+    Candidates are compared on datasets left out, at fixed images per class; the one with the least
+    error of accuracy is kept, with the study's rows that it needs.
+
+    Example: medistill study fit-indicator runs/feasibility --out indicator.json
+    """
+    from ..indicator import examples_of, fit, to_json
+    from ..records import write_json
+    from ..study import MEASURE, grid
+    from ..tabulate import rows_of
+
+    folder, said = _opened(study)
+    measured = {}
+    for place, cell in grid(said).items():
+        if place.method == MEASURE:
+            record = folder.cell(cell.key)
+            if record and record["status"] == "done":
+                measured[place.source] = record["measure"]
+    made = fit(examples_of(rows_of(said, folder), measured), f"{said.name}: {said.about}".strip())
+    write_json(out, to_json(made))
+    lines = [f"{made.chosen}, from {len(made.examples)} datasets, in {out}"]
+    for name, judged in made.report["accuracy"].items():
+        lines.append(f"{name:<24} mean absolute error of accuracy {judged['error']:.3f}")
+    record = {"file": str(out), "chosen": made.chosen, "report": made.report}
+    emit(record, "\n".join(lines), as_json)
 
 
 def _opened(path: Path) -> "tuple[Folder, Study]":

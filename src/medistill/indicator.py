@@ -1,0 +1,367 @@
+"""The indicator: from a small random sample of a dataset to what distillation would reach on it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, RunRefused, UsageError, nearest
+from .metrics import Score
+from .records import Json, read_json
+
+FORMAT = "medistill indicator 1"
+SHIPPED = "indicator.json"
+METRICS = ("accuracy", "auc")
+COVERAGE = 0.8
+LEAST = 8  # datasets, below which nothing is fitted
+SEED = "random accuracy alone"
+Array = NDArray[np.float64]
+Model = Callable[[Array, Array, Array], Array]
+
+
+class Example(NamedTuple):
+    """One dataset of a study: what was measured of it, and what was reached.
+
+    `reached` is {method: {ipc: {metric: mean over seeds}}}; of `full` the ipc is 0.
+    """
+
+    source: str
+    family: str
+    measured: Json
+    reached: dict[str, dict[int, dict[str, float]]]
+
+
+def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
+    """Return the numbers that models may use for a budget, by name.
+
+    random      mean score of random samples of that size, read from the curve
+    curve_full  where the curve would end: its power law at all training images
+    slope       gain of the score from the smallest sample to the largest, per factor of ten
+    and the logarithms of the numbers of classes and images, and the numbers of variation.
+
+    Example:
+        >>> scores = {"1": {"auc": [0.6, 0.8]}, "10": {"auc": [0.9]}}
+        >>> variation = {"fisher": 1.0, "modes": 2.0, "dimension_mle": 5.0, "majority": 0.5}
+        >>> found = inputs_of({"random": scores, "variation": variation, "classes": 2,
+        ...                    "train": 100}, 10, "auc")
+        >>> found["random"], round(found["slope"], 6)
+        (0.9, 0.2)
+    """
+    sizes = sorted(int(size) for size in measured["random"])
+    means = [float(np.mean(measured["random"][str(size)][metric])) for size in sizes]
+    each = measured["train"] / measured["classes"]
+    varied = measured["variation"]
+    spread = math.log10(sizes[-1] / sizes[0]) if len(sizes) > 1 else 1.0
+    return {
+        "random": curve_at(sizes, means, ipc or each),
+        "curve_full": curve_at(sizes, means, each),
+        "slope": (means[-1] - means[0]) / spread,
+        "classes": math.log(measured["classes"]),
+        "train": math.log(measured["train"]),
+        "fisher": math.log(max(varied["fisher"], 1e-6)),
+        "dimension": math.log(min(max(varied["dimension_mle"], 1e-6), 1e6)),
+        "modes": math.log(varied["modes"]),
+        "majority": varied["majority"],
+    }
+
+
+def curve_at(sizes: Sequence[int], means: Sequence[float], size: float) -> float:
+    """Return the score at a size: between measured ones linear in log(size), beyond a power law.
+
+    The power law is 1 - score = b size^-c through all points by least squares in logarithms, c at
+    least 0, moved so that it meets the last point. Source: the usual form of learning curves, as
+    in Figueroa et al., BMC Medical Informatics 2012, with its asymptote at a score of 1.
+
+    Example:
+        >>> curve_at([1, 100], [0.5, 0.7], 10)
+        0.6
+        >>> round(curve_at([1, 10], [0.0, 0.9], 100), 6)
+        0.99
+    """
+    if size <= sizes[-1] or len(sizes) < 2:
+        return round(float(np.interp(math.log(size), np.log(sizes), means)), 12)
+    logs = np.log(np.asarray(sizes, dtype=np.float64))
+    misses = np.log(np.clip(1 - np.asarray(means, dtype=np.float64), 1e-3, None))
+    slope = min(0.0, float(np.polyfit(logs, misses, 1)[0]))
+    return 1 - float(np.exp(misses[-1] + slope * (math.log(size) - logs[-1])))
+
+
+def _line(known: Array, target: Array, new: Array) -> Array:
+    from sklearn.linear_model import LinearRegression
+
+    return np.asarray(LinearRegression().fit(known, target).predict(new))
+
+
+def _ridge(known: Array, target: Array, new: Array) -> Array:
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 16)))
+    return np.asarray(model.fit(known, target).predict(new))
+
+
+def _process(known: Array, target: Array, new: Array) -> Array:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    kernel = 1.0 * RBF(3.0, (0.5, 50)) + WhiteKernel(0.1, (1e-3, 1))
+    model = make_pipeline(
+        StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit(known, target).predict(new))
+
+
+# Candidates: which inputs they see, and how they predict.
+FEW = ("random", "curve_full", "slope", "classes", "fisher")
+MANY = (*FEW, "train", "dimension", "modes", "majority")
+CANDIDATES: dict[str, tuple[tuple[str, ...], Model]] = {
+    SEED: (("random",), _line),
+    "learning curve": (("random", "curve_full"), _line),
+    "ridge, few": (FEW, _ridge),
+    "ridge, many": (MANY, _ridge),
+    "Gaussian process": (FEW, _process),
+}
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """Examples of a study and the candidate that did best on datasets left out."""
+
+    examples: tuple[Example, ...]
+    chosen: str
+    report: Json
+    about: str
+
+    def methods(self) -> list[str]:
+        """Return the methods that the examples know, full data left out."""
+        names = dict.fromkeys(name for one in self.examples for name in one.reached)
+        return [name for name in names if name != "full"]
+
+    def budgets(self) -> list[int]:
+        """Return the images per class that the examples know."""
+        found = {ipc for one in self.examples for by in one.reached.values() for ipc in by if ipc}
+        return sorted(found)
+
+    def _known(self, method: str, ipc: int) -> list[Example]:
+        return [one for one in self.examples if ipc in one.reached.get(method, {})]
+
+    def knows(self, method: str, ipc: int) -> bool:
+        """Say whether enough examples have the method at that budget."""
+        return len(self._known(method, ipc)) >= LEAST
+
+    def check(self, method: str, ipc: int) -> None:
+        """Refuse a method or budget that too few examples have.
+
+        Raises: UsageError.
+        """
+        if not self.knows(method, ipc):
+            raise UsageError(
+                f"found {len(self._known(method, ipc))} datasets with {method} at {ipc} per class; "
+                f"expected {LEAST} or more: known methods are {', '.join(self.methods())} at "
+                f"{', '.join(map(str, self.budgets()))}"
+            )
+
+    def predict(self, measured: Json, method: str, ipc: int, metric: str) -> Score:
+        """Return the predicted score of a method on a dataset with its 80% interval.
+
+        The interval is the conformal one of leave-one-out errors: the prediction plus and minus
+        the ceil(0.8 (n + 1))-th smallest absolute error, cut to [0, 1].
+        Source: Barber et al., Annals of Statistics 2021 (jackknife), https://doi.org/10.1214/20-AOS1965.
+        Raises: UsageError when the examples do not know the method at that budget.
+        """
+        self.check(method, ipc)
+        known = self._known(method, ipc)
+        names, model = CANDIDATES[self.chosen]
+        table = np.array([_vector(one.measured, ipc, metric, names) for one in known])
+        target = np.array([one.reached[method][ipc][metric] for one in known])
+        new = np.array([_vector(measured, ipc, metric, names)])
+        value = float(np.clip(model(table, target, new)[0], 0, 1))
+        half = conformal(np.abs(target - left_out(model, table, target)))
+        return Score(value, max(0.0, value - half), min(1.0, value + half), len(known))
+
+
+def _vector(measured: Json, ipc: int, metric: str, names: Sequence[str]) -> list[float]:
+    found = inputs_of(measured, ipc, metric)
+    return [found[name] for name in names]
+
+
+def left_out(model: Model, table: Array, target: Array, family: Sequence[str] = ()) -> Array:
+    """Return the prediction of each dataset by a model that saw none of its family (or itself)."""
+    names = np.array(family if len(family) else [str(i) for i in range(len(target))])
+    found = np.empty(len(target))
+    for name in dict.fromkeys(names):
+        out = names == name
+        found[out] = model(table[~out], target[~out], table[out])
+    return np.clip(found, 0, 1)
+
+
+def conformal(errors: Array, coverage: float = COVERAGE) -> float:
+    """Return the ceil(coverage (n + 1))-th smallest of n absolute errors; the largest if n is less.
+
+    Example:
+        >>> conformal(np.array([0.4, 0.1, 0.2, 0.3]))
+        0.4
+    """
+    place = min(len(errors), math.ceil(coverage * (len(errors) + 1)))
+    return float(np.sort(errors)[place - 1])
+
+
+def coverage_of(model: Model, table: Array, target: Array) -> float:
+    """Return the share of datasets inside the interval that the others alone would give."""
+    inside = 0
+    for out in range(len(target)):
+        rest = np.arange(len(target)) != out
+        half = conformal(np.abs(target[rest] - left_out(model, table[rest], target[rest])))
+        value = np.clip(model(table[rest], target[rest], table[out : out + 1])[0], 0, 1)
+        inside += abs(value - target[out]) <= half
+    return inside / len(target)
+
+
+def fit(examples: Sequence[Example], about: str) -> Indicator:
+    """Compare the candidates on datasets left out, and keep the one with the least error.
+
+    Raises: RunRefused when fewer than eight datasets are known.
+    """
+    usable = [one for one in examples if any(name != "full" for name in one.reached)]
+    if len(usable) < LEAST:
+        raise RunRefused(
+            f"found {len(usable)} datasets with measurements and results; expected {LEAST} or "
+            "more: run more of the study"
+        )
+    draft = Indicator(tuple(usable), SEED, {}, about)
+    report = {
+        metric: {name: _judged(draft, name, metric) for name in CANDIDATES} for metric in METRICS
+    }
+    chosen = min(CANDIDATES, key=lambda name: report["accuracy"][name]["error"])
+    return Indicator(tuple(usable), chosen, report, about)
+
+
+def _judged(draft: Indicator, name: str, metric: str) -> Json:
+    """Return what one candidate does, leave one dataset out: at each budget, and pooled."""
+    from scipy.stats import pearsonr, spearmanr
+
+    inputs, model = CANDIDATES[name]
+    by_budget: dict[str, Json] = {}
+    pooled: tuple[list[float], list[float]] = ([], [])
+    errors: list[float] = []
+    for ipc in draft.budgets():
+        parts: dict[str, list[float]] = {}
+        for method in draft.methods():
+            known = [one for one in draft.examples if ipc in one.reached.get(method, {})]
+            if len(known) < LEAST:
+                continue
+            table = np.array([_vector(one.measured, ipc, metric, inputs) for one in known])
+            target = np.array([one.reached[method][ipc][metric] for one in known])
+            found = left_out(model, table, target)
+            families = left_out(model, table, target, [one.family for one in known])
+            judged = {
+                "error": float(np.abs(found - target).mean()),
+                "family_error": float(np.abs(families - target).mean()),
+                "spearman": float(spearmanr(found, target).statistic),
+                "pearson": float(pearsonr(found, target).statistic),
+                "coverage": coverage_of(model, table, target),
+                "datasets": len(known),
+            }
+            for what, value in judged.items():
+                parts.setdefault(what, []).append(value)
+            errors += list(np.abs(found - target))
+            pooled[0].extend(found)
+            pooled[1].extend(target)
+        if parts:
+            by_budget[str(ipc)] = {what: float(np.mean(values)) for what, values in parts.items()}
+    return {
+        "error": float(np.mean(errors)) if errors else math.inf,
+        "budgets": by_budget,
+        "pooled_pearson": float(pearsonr(*pooled).statistic) if len(errors) > 2 else None,
+        "pooled_spearman": float(spearmanr(*pooled).statistic) if len(errors) > 2 else None,
+    }
+
+
+def to_json(indicator: Indicator) -> Json:
+    """Return the indicator as JSON: examples, choice and report."""
+    return {
+        "format": FORMAT,
+        "about": indicator.about,
+        "chosen": indicator.chosen,
+        "report": indicator.report,
+        "examples": [one._asdict() for one in indicator.examples],
+    }
+
+
+def from_json(record: Any, where: str) -> Indicator:
+    """Read what `to_json` wrote.
+
+    Raises: DataError when it is something else.
+    """
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{where} is no indicator; expected {FORMAT}")
+    try:
+        examples = tuple(
+            Example(
+                one["source"],
+                one["family"],
+                one["measured"],
+                {m: {int(i): s for i, s in by.items()} for m, by in one["reached"].items()},
+            )
+            for one in record["examples"]
+        )
+        chosen = record["chosen"]
+        if chosen not in CANDIDATES:
+            raise UsageError(f"found candidate {chosen!r}: {nearest(chosen, CANDIDATES)}")
+        return Indicator(examples, chosen, record["report"], record["about"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where} is damaged ({error!r}); expected a whole indicator") from None
+
+
+def load_indicator(path: Path | None = None) -> Indicator:
+    """Return the indicator of a file, or the one that is shipped.
+
+    Raises: DataError when the file is none, or none is shipped.
+    """
+    if path is not None:
+        return from_json(read_json(path), str(path))
+    shipped = files(__package__).joinpath(SHIPPED)
+    if not shipped.is_file():
+        raise DataError(
+            "found no shipped indicator; expected --indicator FILE: make one with `medistill "
+            "study fit-indicator STUDY`"
+        )
+    import json
+
+    return from_json(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED)
+
+
+def examples_of(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json]) -> list[Example]:
+    """Return the examples that a study's rows and measurements give, one for each source.
+
+    Sources of one group and first word of the name are a family: tasks made from the same images.
+    """
+    sums: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    for row in rows:
+        ipc = 0 if row["method"] == "full" else int(row["ipc"])
+        if row["method"] != "random":
+            mine = sums.setdefault((row["source"], row["method"], ipc), {})
+            for metric in METRICS:
+                mine.setdefault(metric, []).append(float(row[metric]))
+    found = []
+    for source, numbers in measured.items():
+        reached: dict[str, dict[int, dict[str, float]]] = {}
+        for (name, method, ipc), scores in sums.items():
+            if name == source:
+                means = {metric: float(np.mean(values)) for metric, values in scores.items()}
+                reached.setdefault(method, {})[ipc] = means
+        found.append(Example(source, source.split()[0], numbers, reached))
+    return found

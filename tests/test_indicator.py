@@ -1,0 +1,237 @@
+"""The indicator on studies whose answer is known, and predictions from the command line."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from medistill.cli import app
+from medistill.data import load
+from medistill.errors import DataError, RunRefused, UsageError
+from medistill.indicator import (
+    CANDIDATES,
+    LEAST,
+    METRICS,
+    SEED,
+    Example,
+    Indicator,
+    conformal,
+    coverage_of,
+    curve_at,
+    examples_of,
+    fit,
+    from_json,
+    inputs_of,
+    left_out,
+    load_indicator,
+    to_json,
+)
+from medistill.measure import measure
+from medistill.metrics import Score
+from medistill.predict import Line, predict, recommendation
+
+
+def mean_model(known: Any, target: Any, new: Any) -> Any:
+    return np.full(len(new), target.mean())
+
+
+def measured(random: float, fisher: float = 1.0, classes: int = 2) -> dict[str, Any]:
+    sizes = {"1": random, "10": random + 0.1}
+    varied = {"fisher": fisher, "modes": 2.0, "dimension_mle": 8.0, "majority": 0.5}
+    return {
+        "random": {size: {m: [v - 0.01, v + 0.01] for m in METRICS} for size, v in sizes.items()},
+        "variation": varied,
+        "classes": classes,
+        "train": 1000,
+    }
+
+
+def examples(count: int, noise: float = 0.0) -> list[Example]:
+    """Return datasets on which dm reaches 0.2 + 0.8 random, and full data 0.95."""
+    draw = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        random = 0.4 + 0.4 * number / count
+        score = 0.2 + 0.8 * random + noise * draw.normal()
+        reached = {
+            "dm": {1: {"accuracy": score, "auc": score}},
+            "full": {0: {"accuracy": 0.95, "auc": 0.95}},
+        }
+        found.append(Example(f"set {number}", f"family {number // 2}", measured(random), reached))
+    return found
+
+
+def test_a_line_through_random_accuracy_is_found_exactly() -> None:
+    made = fit(examples(12), "toy")
+    for name in CANDIDATES:
+        assert made.report["accuracy"][name]["error"] < 0.02
+    line = made.report["accuracy"][SEED]
+    assert line["error"] == pytest.approx(0, abs=1e-9)
+    assert line["budgets"]["1"]["spearman"] == pytest.approx(1)
+    assert made.chosen in (SEED, "learning curve")
+    found = made.predict(measured(0.5), "dm", 1, "accuracy")
+    assert found.mean == pytest.approx(0.6, abs=1e-6)
+    assert found.n == 12
+    full = made.predict(measured(0.5), "full", 0, "auc")
+    assert full.mean == pytest.approx(0.95, abs=1e-6)
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    """Over many drawn studies the interval of a new dataset covers about 80%."""
+    draw = np.random.default_rng(1)
+    inside, judged = [], []
+    for _ in range(300):
+        x = draw.uniform(0.2, 0.8, (21, 1))
+        y = 0.1 + 0.8 * x[:, 0] + 0.05 * draw.normal(size=21)
+        line = CANDIDATES[SEED][1]
+        half = conformal(np.abs(y[:20] - left_out(line, x[:20], y[:20])))
+        inside.append(abs(line(x[:20], y[:20], x[20:])[0] - y[20]) <= half)
+        if len(judged) < 40:
+            judged.append(coverage_of(line, x[:20], y[:20]))
+    assert 0.75 <= np.mean(inside) <= 0.9
+    assert 0.75 <= np.mean(judged) <= 0.9
+
+
+def test_what_is_left_out_is_not_seen() -> None:
+    target = np.array([0.1, 0.2, 0.3, 0.6])
+    table = np.zeros((4, 1))
+    assert left_out(mean_model, table, target) == pytest.approx([1.1 / 3, 1.0 / 3, 0.9 / 3, 0.2])
+    by_family = left_out(mean_model, table, target, ["a", "a", "b", "b"])
+    assert by_family == pytest.approx([0.45, 0.45, 0.15, 0.15])
+
+
+def test_the_conformal_place_is_that_of_the_paper() -> None:
+    errors = np.arange(1, 10) / 10
+    assert conformal(errors) == 0.8  # ceil(0.8 x 10) = 8th of 9
+    assert conformal(errors[:3]) == pytest.approx(0.3)  # ceil(0.8 x 4) = 4 > 3: the largest
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 30, 1000])
+def test_curves_follow_a_power_law(size: int) -> None:
+    sizes = [1, 2, 5, 10]
+    means = [1 - 0.5 * s**-0.3 for s in sizes]
+    wanted = 1 - 0.5 * size**-0.3
+    assert curve_at(sizes, means, size) == pytest.approx(wanted, abs=0.005)
+
+
+def test_a_falling_curve_is_not_continued_downward() -> None:
+    assert curve_at([1, 10], [0.6, 0.5], 1000) == pytest.approx(0.5)
+
+
+def test_inputs_are_those_of_the_budget() -> None:
+    found = inputs_of(measured(0.5), 10, "accuracy")
+    assert found["random"] == pytest.approx(0.6)
+    assert found["slope"] == pytest.approx(0.1)
+    assert found["classes"] == pytest.approx(math.log(2))
+    assert inputs_of(measured(0.5), 1, "accuracy")["random"] == pytest.approx(0.5)
+
+
+def test_too_few_datasets_are_refused() -> None:
+    with pytest.raises(RunRefused, match="found 5 datasets"):
+        fit(examples(5), "toy")
+    made = fit(examples(LEAST), "toy")
+    with pytest.raises(UsageError, match="found 0 datasets with mtt at 1"):
+        made.predict(measured(0.5), "mtt", 1, "auc")
+
+
+def test_an_indicator_survives_its_file(tmp_path: Path) -> None:
+    made = fit(examples(9, noise=0.02), "toy")
+    path = tmp_path / "indicator.json"
+    path.write_text(json.dumps(to_json(made)))
+    again = load_indicator(path)
+    assert again == made
+    for wrong in ([], {}, {"format": "medistill indicator 1"}, {**to_json(made), "examples": [1]}):
+        with pytest.raises(DataError):
+            from_json(wrong, "x")
+    with pytest.raises(UsageError, match="found candidate"):
+        from_json({**to_json(made), "chosen": "magic"}, "x")
+
+
+def test_examples_hold_the_mean_over_seeds() -> None:
+    common = {"source": "pneumonia few", "ipc": 1}
+    rows = [
+        {**common, "method": "dm", "accuracy": 0.6, "auc": 0.7},
+        {**common, "method": "dm", "accuracy": 0.8, "auc": 0.9},
+        {**common, "method": "random", "accuracy": 0.1, "auc": 0.1},
+        {**common, "method": "full", "ipc": 0, "accuracy": 0.9, "auc": 1.0},
+    ]
+    (found,) = examples_of(rows, {"pneumonia few": measured(0.5)})
+    assert found.family == "pneumonia"
+    assert found.reached["dm"][1] == pytest.approx({"accuracy": 0.7, "auc": 0.8})
+    assert set(found.reached) == {"dm", "full"}
+
+
+def line(mean: float, low: float, ipc: int = 1, value: float = 7.0) -> Line:
+    found = Score(mean, low, mean + 0.05, 9)
+    return Line("dm", ipc, found, found, None, value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "random", "told"),
+    [
+        ([line(0.8, 0.75)], 0.6, "It pays: the set would be worth about 7 random"),
+        ([line(0.8, 0.75, value=math.inf)], 0.6, "more than were sampled"),
+        ([line(0.8, 0.55)], 0.6, "not sure"),
+        ([line(0.55, 0.5)], 0.6, "No method is expected to beat random"),
+        ([line(0.9, 0.88)], 0.895, "nothing to distill"),
+    ],
+)
+def test_the_recommendation_follows_the_numbers(
+    lines: Sequence[Line], random: float, told: str
+) -> None:
+    said = recommendation(lines, {1: {"accuracy": random}}, Score(0.9, 0.8, 1.0, 9))
+    assert told in said
+
+
+@pytest.mark.slow
+def test_measurements_read_no_test_image_and_repeat() -> None:
+    splits = load("phantom:n=60,size=16")
+    first = measure(splits.train, splits.val, sizes=(1, 40), draws=2, backbone="convnet-2-8")
+    assert set(first["random"]) == {"1"}  # a class has 30 images
+    again = measure(splits.train, splits.val, sizes=(1, 40), draws=2, backbone="convnet-2-8")
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+    other = measure(splits.train, splits.val, sizes=(1,), draws=2, backbone="convnet-2-8", seed=1)
+    assert other["random"] != first["random"]
+    several = load("phantom:task=multi-label,n=60")
+    with pytest.raises(DataError, match="several labels"):
+        measure(several.train, several.val)
+
+
+@pytest.mark.slow
+def test_the_command_line_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "indicator.json"
+    path.write_text(json.dumps(to_json(fit(examples(9, noise=0.02), "toy"))))
+    monkeypatch.setattr("medistill.measure.SIZES", (1, 2))
+    words = ["predict", "phantom:n=60,size=16", "--ipc", "1", "--indicator", str(path)]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    (only,) = record["predictions"]
+    assert only["method"] == "dm"
+    assert 0 <= only["accuracy"]["low"] <= only["accuracy"]["mean"] <= only["accuracy"]["high"] <= 1
+    shown = CliRunner().invoke(app, words).stdout
+    assert "promises most" in shown
+    for more, told in ((["--ipc", "0"], "--ipc 0"), (["--method", "mtt"], "found 0 datasets")):
+        wrong = CliRunner().invoke(app, [*words, *more])
+        assert wrong.exit_code == 2
+        assert told in wrong.stderr
+
+
+def test_predictions_stand_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medistill.predict.measure", lambda *a, **k: measured(0.6))
+    known: Indicator = fit(examples(12), "toy")
+    splits = load("phantom:n=40")
+    made = predict(splits.train, splits.val, ipc=[1], indicator=known)
+    (only,) = made.lines
+    assert made.random[1]["accuracy"] == pytest.approx(0.6)
+    assert only.gap_closed is not None
+    assert only.gap_closed.mean == pytest.approx((0.68 - 0.6) / (0.95 - 0.6), abs=1e-5)
+    # The curve rises by 0.1 from one to ten.
+    assert only.worth == pytest.approx(10**0.8, rel=1e-5)
+    with pytest.raises(UsageError, match="at 7 per class"):
+        predict(splits.train, splits.val, ipc=[7], indicator=known)
