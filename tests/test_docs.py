@@ -67,11 +67,14 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [line for line in commands(page) if line != "medistill demo"]
     if any(map(REAL.search, lines)) and not os.environ.get("MEDISTILL_DATA"):
         pytest.skip("set MEDISTILL_DATA to run the commands on real data")
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
     if page.name == "medical.md":
         write_lists(tmp_path, Path(os.environ["MEDISTILL_DATA"]))
     for line in lines:
         words = shlex.split(os.path.expandvars(line))[1:]
         monkeypatch.setattr("sys.argv", ["medistill", *words])
+        if words[:2] == ["study", "run"]:
+            words += ["--minutes", "0.1", "--workers", "1"]
         short = SHORT.get(words[0], []) + (
             LARGE if words[0] == "evaluate" and "@64" in line else []
         )

@@ -198,7 +198,7 @@ def test_measurements_read_no_test_image_and_repeat() -> None:
     other = measure(splits.train, splits.val, sizes=(1,), draws=2, backbone="convnet-2-8", seed=1)
     assert other["random"] != first["random"]
     several = load("phantom:task=multi-label,n=60")
-    with pytest.raises(DataError, match="several labels"):
+    with pytest.raises(UsageError, match="several labels"):
         measure(several.train, several.val)
 
 

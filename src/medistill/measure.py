@@ -12,7 +12,7 @@ from .backbones import backbone as read_backbone
 from .budget import Budget
 from .compute import Compute
 from .engine import Engine, Here
-from .errors import DataError
+from .errors import DataError, UsageError
 from .methods import Task
 from .methods.base import recipe_of
 from .methods.random import Random
@@ -57,13 +57,14 @@ def measure(
     Returns: {"random": {size: {score: [of each draw]}}, "variation": {...}, "classes", "train",
     "shape", "channels", "seconds"}; sizes (images per class) that a class does not reach are left
     out. A student trains 200 steps of 128 images at a rate of 0.02. The test split is not here.
-    Raises: DataError when images have several labels, or the validation split holds one class.
+    Raises: UsageError when images have several labels; DataError when the validation split holds
+    one class.
     """
     begin = time.monotonic()
     if train.card.task == "multi-label":
-        raise DataError(
+        raise UsageError(
             f"found several labels of an image in {train.card.name}; expected one: the indicator "
-            "knows no other task"
+            "knows no other task, so give another source"
         )
     if len(val.labels.unique()) < 2:
         raise DataError(
