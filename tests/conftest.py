@@ -1,14 +1,17 @@
 """What every test runs under: one thread, an own cache, and real data only where it is named."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 # More threads than one make small networks slower, and test runs side by side much slower.
 torch.set_num_threads(1)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +41,17 @@ def untouched_generator() -> Iterator[None]:
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(torch.random.get_rng_state(), before), "the global generator was used"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Return a real browser, or skip the test where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"found none of {', '.join(BROWSERS)}: this test opens the page in a browser")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=flags)
+        yield opened
+        opened.close()

@@ -5,9 +5,8 @@ import html
 import json
 import math
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from medistill.report.figures import confusions, loss_figure
 from medistill.report.words import amount, apart, findings
 
 Json = dict[str, Any]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def score(mean: float, half: float | None = 0.01, n: int = 5) -> Json:
@@ -387,19 +385,6 @@ def test_long_logs_are_drawn_as_means_of_blocks() -> None:
 )
 def test_amounts_come_in_units_that_people_use(number: float, unit: str, text: str) -> None:
     assert amount(number, unit) == text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"found none of {', '.join(BROWSERS)}: this test opens the page in a browser")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=flags)
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow

@@ -40,11 +40,16 @@ def render(folder: RunFolder) -> str:
 
     Raises: UsageError when the report extra is not installed.
     """
+    return filled("page.html.j2", _context(folder))
+
+
+def filled(name: str, context: Json) -> str:
+    """Return a page: a template of this package with its values."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "interval": interval}
-    return environment.from_string(_part("page.html.j2")).render(_context(folder)) + "\n"
+    return environment.from_string(part(name)).render(context) + "\n"
 
 
 def _context(folder: RunFolder) -> Json:
@@ -79,17 +84,23 @@ def _context(folder: RunFolder) -> Json:
         "versions": pairs(run.get("versions") or {}),
         "data": data_facts(data),
         "limits": LIMITS,
-        "script": _part("page.js"),
-        "library": _library() if any(figures.values()) else "",
+        "style": part("page.css"),
+        "script": part("plots.js") + part("page.js"),
+        "library": library() if any(figures.values()) else "",
         "version": __version__,
     }
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """Return a file of this package."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _library() -> str:
+def library() -> str:
+    """Return the plotting library, fit to stand inside a page.
+
+    Raises: UsageError when the report extra is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

@@ -1,0 +1,98 @@
+"""What a study shows, in words made from its numbers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..metrics import Score
+from ..tabulate import Book
+from .study_figures import methods_of
+from .words import apart
+
+FEWEST = 3  # sources, below which no word is said about a method
+
+
+class Against(NamedTuple):
+    """One method against random images at one budget, over sources."""
+
+    method: str
+    sources: int
+    gain: float
+    above: int
+    below: int
+
+
+def against_random(book: Book, ipc: int, backbone: str) -> list[Against]:
+    """Return each method's mean gain over random images, and where intervals part; best first."""
+    found = []
+    for method in methods_of(book):
+        pairs: list[tuple[Score, Score]] = []
+        for source in book.names("source"):
+            own = book.score("accuracy", source, method, ipc, backbone)
+            base = book.score("accuracy", source, "random", ipc, backbone)
+            if own is not None and base is not None:
+                pairs.append((own, base))
+        if pairs:
+            gains = [own.mean - base.mean for own, base in pairs]
+            beyond = [gain for gain, pair in zip(gains, pairs, strict=True) if apart(*pair)]
+            above = sum(gain > 0 for gain in beyond)
+            mean = float(np.mean(gains))
+            found.append(Against(method, len(pairs), mean, above, len(beyond) - above))
+    return sorted(found, key=lambda one: -one.gain)
+
+
+def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[str], list[str]]:
+    """Return paragraphs on what the numbers show, and the warnings they call for."""
+    told, warned = [], []
+    total, done = sum(states.values()), states.get("done", 0)
+    sources = book.names("source")
+    told.append(
+        f"{len(sources)} sources and {len(methods_of(book))} methods at "
+        f"{_listed([str(ipc) for ipc in book.budgets])} images per class; {done:,} of {total:,} "
+        "cells are done."
+    )
+    if states.get("missing"):
+        warned.append(
+            f"{states['missing']:,} cells have not been run: what follows may change with them."
+        )
+    if states.get("failed"):
+        warned.append(f"{states['failed']:,} cells failed: see `medistill study status`.")
+    for ipc in book.names("ipc"):
+        found = [one for one in against_random(book, ipc, backbone) if one.sources >= FEWEST]
+        if not found:
+            continue
+        told.append(_at(ipc, found))
+    alone = [
+        one
+        for key, one in book.groups.items()
+        if key[1] not in ("random", "full") and len(one.scores("accuracy")) < 2
+    ]
+    if alone:
+        warned.append(
+            f"{len(alone):,} numbers come from one synthesis: without an interval no difference "
+            "is settled."
+        )
+    return told, warned
+
+
+def _at(ipc: int, found: Sequence[Against]) -> str:
+    best, last = found[0], found[-1]
+    text = (
+        f"At {ipc} per class {best.method} gains most over as many random images: "
+        f"{100 * best.gain:+.1f} points of accuracy on average over {best.sources} sources"
+    )
+    if best.above or best.below:
+        text += f", beyond both intervals on {best.above}"
+        text += f" and behind on {best.below}" if best.below else ""
+    text += "."
+    worse = [one.method for one in found if one.gain < 0]
+    if worse:
+        text += f" {_listed(worse)} stay{'s' if len(worse) == 1 else ''} behind random images."
+    elif last is not best:
+        text += f" {last.method} gains least ({100 * last.gain:+.1f})."
+    return text
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,218 @@
+"""The page of a study: what it says follows from the rows, and it works in a browser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from medistill.cli import app
+from medistill.engine import Here
+from medistill.indicator import Example
+from medistill.report.study import render_study
+from medistill.report.study_figures import (
+    cost_figure,
+    curve_figure,
+    heat,
+    indicator_figure,
+    methods_of,
+    variation_figure,
+)
+from medistill.report.study_words import against_random, findings
+from medistill.study import Folder, Options, run_study
+from medistill.tabulate import Book, read_rows, write_rows
+from test_study import TINY, tiny
+
+NET = "convnet-2-8"
+
+
+def row(source: str, method: str, ipc: int, seed: int, accuracy: float) -> dict[str, Any]:
+    baseline = method in ("random", "full")
+    return {
+        "source": source,
+        "group": "made",
+        "method": method,
+        "ipc": ipc,
+        "backbone": NET,
+        "synthesis": 0 if baseline else seed,
+        "student_seed": seed,
+        "accuracy": accuracy,
+        "auc": accuracy,
+        "distill_seconds": None if baseline else 3.0,
+    }
+
+
+def book(gain: float, sources: int = 4, seeds: int = 3) -> Book:
+    """Return a study in which dm gains so much over random images and kcenter loses 0.1."""
+    rows = []
+    for number in range(sources):
+        base = 0.5 + 0.02 * number
+        for seed in range(seeds):
+            shift = 0.001 * seed
+            for size in (1, 10):
+                step = 0.1 if size == 10 else 0.0
+                rows.append(row(f"s{number}", "random", size, seed, base + step + shift))
+            rows.append(row(f"s{number}", "full", 0, seed, 0.9 + shift))
+            rows.append(row(f"s{number}", "dm", 1, seed, base + gain + shift))
+            rows.append(row(f"s{number}", "kcenter", 1, seed, base - 0.1 + shift))
+    return Book(rows, (1,))
+
+
+def test_words_follow_the_numbers() -> None:
+    told, warned = findings(book(0.05), NET, {"done": 30, "missing": 2, "failed": 1})
+    text = " ".join(told)
+    assert "30 of 33 cells are done" in text
+    assert "At 1 per class dm gains most" in text
+    assert "+5.0 points of accuracy on average over 4 sources, beyond both intervals on 4." in text
+    assert "kcenter stays behind random images" in text
+    assert [warning.split()[0] for warning in warned] == ["2", "1"]
+    told, warned = findings(book(-0.2, seeds=1), NET, {"done": 9})
+    assert "kcenter gains most over as many random images: -10.0" in told[1]
+    assert "kcenter and dm stay behind" in told[1]
+    assert "one synthesis" in warned[0]
+    assert "dm" not in " ".join(findings(book(0.05, sources=2), NET, {"done": 9})[0])
+
+
+def test_intervals_are_counted_on_their_side() -> None:
+    first, last = against_random(book(0.05), 1, NET)
+    assert (first.method, first.above, first.below) == ("dm", 4, 0)
+    assert (last.method, last.above, last.below) == ("kcenter", 0, 4)
+    assert first.gain == pytest.approx(0.05)
+
+
+def test_figures_hold_what_the_rows_say() -> None:
+    found = book(0.05)
+    assert methods_of(found) == ["dm", "kcenter"]
+    (first, *_) = heat(found, 1, NET, ["dm", "kcenter"])
+    assert [cell["gain"] for cell in first["cells"]] == ["+5.0", "-10.0"]
+    assert [cell["shade"] for cell in first["cells"]] == pytest.approx([0.25, -0.5])
+    curve = curve_figure(found, "s0", NET, ["dm"])
+    assert curve is not None
+    assert [trace["name"] for trace in curve["traces"]] == ["random images", "full data", "dm"]
+    assert curve["traces"][0]["x"] == [1, 10]
+    assert curve["traces"][2]["y"] == pytest.approx([55.1])
+    measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(4)}
+    varied = variation_figure(found, measured, 1, NET, ["dm"])
+    assert varied is not None
+    assert varied["traces"][0]["x"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert varied["traces"][0]["y"] == pytest.approx([5.0] * 4)
+    cost = cost_figure(found, 1, NET, ["dm"])
+    assert cost is not None
+    assert (cost["traces"][0]["x"], cost["traces"][0]["y"]) == ([3.0], pytest.approx([5.0]))
+    assert curve_figure(found, "absent", NET, ["dm"]) is None
+    assert variation_figure(found, {}, 1, NET, ["dm"]) is None
+    assert cost_figure(found, 1, NET, ["absent"]) is None
+
+
+def test_the_indicators_figure_predicts_each_dataset_by_the_others() -> None:
+    def measured(score: float) -> dict[str, Any]:
+        varied = {"fisher": 1.0, "modes": 2.0, "dimension_mle": 8.0, "majority": 0.5}
+        sizes = {"1": {"accuracy": [score], "auc": [score]}}
+        return {"random": sizes, "variation": varied, "classes": 2, "train": 100}
+
+    examples = [
+        Example(f"s{n}", "s", measured(n / 20), {"dm": {1: {"accuracy": n / 10, "auc": 1.0}}})
+        for n in range(9)
+    ]
+    # One dataset breaks the line: it is predicted by the others all the same.
+    examples[4] = examples[4]._replace(reached={"dm": {1: {"accuracy": 0.9, "auc": 1.0}}})
+    found = indicator_figure(examples, 1, ["dm", "mtt"], "random accuracy alone")
+    assert found is not None
+    line, marks = found["traces"]
+    assert line["name"] == "equal"
+    assert marks["x"][4] == pytest.approx(40)
+    assert marks["y"][4] == pytest.approx(90)
+    assert indicator_figure(examples[:5], 1, ["dm"], "random accuracy alone") is None
+
+
+def test_rows_survive_their_file() -> None:
+    columns = {"f1": None, "ece": 0.1234567, "key": "ab", "images": 3, "kappa": None}
+    given = [{**row("a, b", "dm", 1, 2, 0.75), **columns}]
+    (again,) = read_rows(write_rows(given))
+    for name in ("source", "method", "ipc", "synthesis", "accuracy", "key", "images", "f1"):
+        assert again[name] == given[0][name]
+    assert again["ece"] == pytest.approx(0.123457)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of a study whose names try to be markup, with some cells missing."""
+    folder = tmp_path_factory.mktemp("study")
+    study = tiny(folder, TINY.replace("name: alike", 'name: "<i>alike</i>"'))
+    options = Options(only=("<i>alike</i>",))
+    run_study(study, folder / "out", Here(), cache=folder / "cache", options=options)
+    result = CliRunner().invoke(
+        app, ["report", str(folder / "out"), "--out", str(folder / "page.html")]
+    )
+    assert result.exit_code == 0, result.output
+    return folder / "page.html"
+
+
+def test_names_are_text_and_never_markup(page: Path) -> None:
+    text = page.read_text()
+    assert "<i>alike" not in text
+    assert "&lt;i&gt;alike&lt;/i&gt;" in text
+    assert "12 cells have not been run" in text
+    assert render_study(Folder(page.parent / "out")) == text
+
+
+def test_an_empty_study_has_a_page(tmp_path: Path) -> None:
+    run_study(tiny(tmp_path), tmp_path / "out", Here(), cache=tmp_path, options=Options(minutes=0))
+    text = render_study(Folder(tmp_path / "out"))
+    assert "No cell is done yet" in text
+    assert "0 of 24 cells are done" in text
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_control_works_in_a_browser(
+    page: Path, browser: Any, width: int, scheme: str
+) -> None:
+    troubles: list[str] = []
+    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    view.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
+    view.on("pageerror", lambda error: troubles.append(str(error)))
+    view.on(
+        "request",
+        lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url),
+    )
+    view.goto(page.as_uri())
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    for group in view.locator(".choices").all():
+        for button in group.locator("button").all():
+            button.focus()
+            view.keyboard.press("Enter")
+            assert button.get_attribute("aria-pressed") == "true"
+            assert group.locator('[aria-pressed="true"]').count() == 1
+    view.get_by_role("button", name="Accuracy", exact=True).click()
+    table = view.locator("table:visible").first
+    heads = table.locator("th button").all()
+    for head in heads:
+        head.click()
+        values = table.locator("tbody tr").evaluate_all(
+            "(rows, i) => rows.map(r => r.children[i].dataset.value)", heads.index(head)
+        )
+        known = [value for value in values if value]
+        numbers = all(value.replace(".", "").isdigit() for value in known)
+        order = sorted(known, key=float if numbers else str, reverse=True)
+        assert known == order
+        assert table.locator('[aria-sort="descending"]').count() == 1
+    for option in view.locator("select option").all():
+        view.locator("select").select_option(option.get_attribute("value"))
+    assert view.locator("#plot-curve .main-svg").count() >= 1
+    for thumb in view.locator(".thumbs button").all():
+        thumb.click()
+        assert view.locator("dialog img").evaluate(
+            "image => image.decode().then(() => image.width)"
+        )
+        view.keyboard.press("Escape")
+        assert not view.locator("dialog").is_visible()
+    for summary in view.locator("summary").all():
+        summary.click()
+    for link in view.locator("nav a").all():
+        link.click()
+    view.emulate_media(color_scheme="dark" if scheme == "light" else "light")
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    view.close()
+    assert troubles == []
