@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each floor imports only from floors below; errors lie under all, the package's face stands on top.
 FLOORS = (
     ("errors",),
-    ("places", "rng", "records", "optim", "progress", "pixels"),
+    ("places", "rng", "records", "optim", "progress", "pixels", "tracking"),
     ("sets", "engine"),
     ("budget",),
     ("data", "backbones", "augment", "metrics", "pictures", "compute"),

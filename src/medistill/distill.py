@@ -35,6 +35,7 @@ from .records import (
 )
 from .rng import Rng
 from .sets import SyntheticSet
+from .tracking import Tracker, tracker
 
 CHECKPOINT_EVERY_S = 60.0
 # Of the pixels, that lie outside the range by half of it (noise hardly does): a word is said then.
@@ -178,11 +179,12 @@ def distill_to(
     resume: bool,
     cache: Path | None = None,
     compiling: Mode | None = None,
+    track: str = "",
 ) -> Json:
     """Distill into a run folder and return its record.
 
     `compiling` decides whether the run is compiled (as its task says where it is None); a run
-    that is resumed goes on as it began.
+    that is resumed goes on as it began. `track` also writes the log elsewhere (see `tracker`).
 
     The folder holds run.json, log.jsonl, checkpoint.safetensors (at most every 60 s and at the
     end), synthetic.safetensors and sheet.png; a run that was killed continues with `resume`.
@@ -199,7 +201,8 @@ def distill_to(
         run = dataclasses.replace(run, task=dataclasses.replace(run.task, compute=compute))
     record = run_record(run)
     state, seconds = _opened(folder, record, resume)
-    keeper = _Keeper(folder, state, seconds)
+    told = tracker(track, folder.name, _facts(record)) if track else None
+    keeper = _Keeper(folder, state, seconds, told)
     try:
         synthetic = distill(
             run.method,
@@ -211,7 +214,7 @@ def distill_to(
             cache=cache,
         )
     except (KeyboardInterrupt, RunRefused):
-        keeper.save()
+        keeper.stop()
         raise
     keeper.save()
     _tell_range(synthetic)
@@ -226,7 +229,15 @@ def distill_to(
         "bytes": (folder / "synthetic.safetensors").stat().st_size,
     }
     write_json(folder / "run.json", record)
+    keeper.end(record)
     return record
+
+
+def _facts(record: Json) -> Json:
+    """Return what a tracker shows of a run beside its numbers."""
+    named = ("source", "method", "seed", "images", "ipc", "start", "steps", "device", "command")
+    settings: Json = record["settings"]
+    return {name: record[name] for name in named} | settings
 
 
 def _tell_range(synthetic: SyntheticSet) -> None:
@@ -306,8 +317,10 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
 class _Keeper:
     """Writes the log line by line and the checkpoint now and then."""
 
-    def __init__(self, folder: Path, state: State | None, seconds: float) -> None:
-        self.folder, self.before = folder, seconds
+    def __init__(
+        self, folder: Path, state: State | None, seconds: float, tracker: Tracker | None
+    ) -> None:
+        self.folder, self.before, self.tracker = folder, seconds, tracker
         self.begin = self.saved = time.monotonic()
         self.state = state
         self.done = 0 if state is None else int(state["step"])
@@ -326,8 +339,20 @@ class _Keeper:
             raise self._no_room(error) from error
         # After the line, never before: an interrupt in between would save a step without its line.
         self.state, self.done = state, done
+        if self.tracker is not None:
+            self.tracker.step(done, log)
         if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
             self.save()
+
+    def stop(self) -> None:
+        self.save()
+        if self.tracker is not None:
+            self.tracker.end({}, finished=False)
+
+    def end(self, record: Json) -> None:
+        names = ("seconds", "peak_memory_bytes", "outside")
+        if self.tracker is not None:
+            self.tracker.end({name: record[name] for name in names})
 
     def save(self) -> None:
         if self.state is not None:

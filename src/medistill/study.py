@@ -15,6 +15,7 @@ from .errors import DataError, UsageError
 from .methods import make
 from .progress import board
 from .records import Json, from_record, read_json, to_record, write_atomic, write_json
+from .tracking import tracker
 
 BASELINES = ("random", "full")
 MEASURE = "measure"
@@ -251,7 +252,8 @@ class Options:
     """How a study is run; nothing here changes a number.
 
     `retry` runs failed and refused cells again; `only` are keys of cells, or words that a cell's
-    source, method or backbone must be; after `minutes` no further cell begins.
+    source, method or backbone must be; after `minutes` no further cell begins. `track` also writes
+    each cell's scores elsewhere (see `tracker`).
     """
 
     retry: bool = False
@@ -260,6 +262,7 @@ class Options:
     root: Path | None = None
     offline: bool = False
     device: str = "cpu"
+    track: str = ""
 
 
 def run_study(
@@ -303,6 +306,8 @@ def run_study(
                 place, cell = items[number]
                 made = _lost(cell, result) if isinstance(result, Lost) else result
                 folder.keep(cell.key, made)
+                if options.track:
+                    _track(options.track, place, made.record)
                 show(place.source, place.method, str(made.record["status"]), states[place])
                 states[place] = str(made.record["status"])
     return {name: list(states.values()).count(name) for name in sorted(set(states.values()))}
@@ -361,6 +366,20 @@ def _jobs(
             f"medistill study run {folder.path / 'study.yaml'} --only {cell.key} --out again",
             options.device,
         )
+
+
+def _track(where: str, place: Place, record: Json) -> None:
+    """Write a cell's mean scores over its students to TensorBoard or MLflow."""
+    rows = record.get("rows") or []
+    scores = {
+        name: sum(row[name] for row in rows) / len(rows)
+        for name in ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
+        if rows
+    }
+    name = " ".join(str(part) for part in place).replace("/", "_")
+    facts = {**place._asdict(), **record["cell"]["settings"], "key": record["key"]}
+    told = tracker(where, name, facts | {"status": record["status"]})
+    told.end({**scores, "seconds": record.get("seconds", 0.0)}, record["status"] == "done")
 
 
 def _lost(cell: Cell, lost: Lost) -> Result:

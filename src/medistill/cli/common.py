@@ -34,6 +34,14 @@ Compile = Annotated[
     Literal["auto", "on", "off"],
     typer.Option(help="Compile the networks; auto: where the work is long enough to repay it."),
 ]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Also write numbers to tensorboard:FOLDER, mlflow:FILE.db or mlflow:URI (extra "
+        "tracking).",
+        show_default=False,
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "

@@ -18,6 +18,7 @@ from .common import (
     Seed,
     Source,
     Spacing,
+    Track,
     Window,
     Workers,
     at_least_one,
@@ -31,6 +32,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..augment import Augmentation
     from ..backbones import Backbone
+    from ..budget import Budget, Share, Small
     from ..methods import Method
     from ..sets import RealSet
     from ..sketch import Sketch
@@ -107,6 +109,7 @@ def distill(
     compile: Compile = "auto",
     resume: Resume = False,
     workers: Workers = 1,
+    track: Track = "",
     device: Device = "auto",
     seed: Seed = 0,
     window: Window = None,
@@ -123,7 +126,6 @@ def distill(
 
     Example: medistill distill phantom --method dm --ipc 10 --steps 200 --out runs/first
     """
-    from ..budget import Budget
     from ..compute import Compute, find_device
     from ..distill import Run, distill_to
     from ..engine import local
@@ -132,20 +134,31 @@ def distill(
 
     at_least_one(steps=steps)
     fields, source = extra_fields(context.args), optioned(source, window=window, spacing=spacing)
-    each = IPC if ipc is images is bytes is None else ipc
     view = read_augmentation(augment, no_flip)
     held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
     chosen = _method(method, fields, held)
     real = held.without_images() if held else _train(source, data_root, offline, seed)
     student = held.backbone if held and not backbone else _student(backbone)
     real, how = real.to(find_device(device)), Compute(precision)
-    spent = Budget(each, images, bytes, budget, small)
+    spent = _budget(ipc, images, bytes, budget, small)
     task = Task(real, spent, student, view, how, held, engine=local(workers))
     if paper:
         chosen = dataclasses.replace(chosen.as_in_paper(task), **fields)  # type: ignore[type-var]
     run = Run(chosen, task, seed, source, command_line(), steps)
-    record = distill_to(out, run, resume=resume, cache=cache_folder(), compiling=compile)
+    record = distill_to(
+        out, run, resume=resume, cache=cache_folder(), compiling=compile, track=track
+    )
     _tell(record, out, "SOURCE" if held else source, as_json)
+
+
+def _budget(
+    ipc: int | None, images: int | None, bytes: int | None, share: "Share", small: "Small"
+) -> "Budget":
+    """Read --ipc, --images, --bytes, --budget and --small."""
+    from ..budget import Budget
+
+    each = IPC if ipc is images is bytes is None else ipc
+    return Budget(each, images, bytes, share, small)
 
 
 def _tell(record: dict[str, Any], out: Path, source: str, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..places import cache_folder
-from .common import AsJson, DataRoot, Device, Offline, at_least_one, emit, guarded
+from .common import AsJson, DataRoot, Device, Offline, Track, at_least_one, emit, guarded
 
 if TYPE_CHECKING:
     from ..study import Folder, Study
@@ -47,6 +47,7 @@ def run(
     minutes: Annotated[
         float | None, typer.Option(help="Begin no further cell after so many minutes.")
     ] = None,
+    track: Track = "",
     device: Device = "cpu",
     data_root: DataRoot = None,
     offline: Offline = False,
@@ -65,7 +66,7 @@ def run(
     at_least_one(workers=workers or None)
     said = read_study(study / "study.yaml" if study.is_dir() else study)
     folder = out or (study if study.is_dir() else Path(study.stem))
-    options = Options(retry, tuple(only or ()), minutes, data_root, offline, device)
+    options = Options(retry, tuple(only or ()), minutes, data_root, offline, device, track)
     where = _engine(engine, workers, address, gpus, said)
     states = run_study(said, folder, where, cache=cache_folder(), options=options)
     text = ", ".join(f"{count} {state}" for state, count in states.items())
