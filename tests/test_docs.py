@@ -60,6 +60,7 @@ def rare(kept: dict[str, list[str]]) -> list[tuple[str, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries about libraries
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
