@@ -147,6 +147,15 @@ def test_less_than_one_worker_is_refused() -> None:
         local(0)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:"])
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    begin = time.monotonic()
+    with pytest.raises(RunRefused, match="could not reach a Ray cluster"):
+        list(Cluster(address).map(square, [1]))
+    assert time.monotonic() - begin < 30
+
+
 def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"medistill\[ray\]"):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from .errors import RunRefused, UsageError, extra
 
 T = TypeVar("T")
 R = TypeVar("R")
+KNOCK_S = 5.0
 TRIES = 3  # runs of a task whose worker was lost
 
 
@@ -193,17 +195,31 @@ class Cluster(Engine):
         ray = extra("ray", "ray")
         if not ray.is_initialized():
             try:
+                _reachable(self.address)
                 # Threads are the task's own to set: what Ray would say of them is not needed.
                 ray.init(
                     address=self.address or "local", log_to_driver=False, logging_level="ERROR"
                 )
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise RunRefused(
                     f"could not reach a Ray cluster at {self.address or 'this machine'} "
                     f"({str(error).splitlines()[0]}); expected one that `ray start --head` began, "
                     "with the same token (RAY_AUTH_TOKEN_PATH)"
                 ) from None
         return ray
+
+
+def _reachable(address: str | None) -> None:
+    """Knock at HOST:PORT: Ray itself would try for many minutes.
+
+    Raises: OSError when nobody answers; ValueError when it is no address.
+    """
+    if address is None or address == "auto" or "://" in address:
+        return
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal()):
+        raise ValueError("no HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def _call(function: Callable[[T], R], item: T) -> R:

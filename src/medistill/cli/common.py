@@ -85,7 +85,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             print(f"medistill: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print("medistill: stopped; what was saved can go on with --resume", file=sys.stderr)
+            print(
+                "medistill: stopped; the same command goes on (distill: with --resume)",
+                file=sys.stderr,
+            )
             raise typer.Exit(INTERRUPTED) from None
 
     return run
