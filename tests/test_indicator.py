@@ -34,6 +34,7 @@ from medistill.indicator import (
 from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.predict import Line, predict, recommendation
+from medistill.sets import RealSet
 
 
 def mean_model(known: Any, target: Any, new: Any) -> Any:
@@ -108,6 +109,7 @@ def test_what_is_left_out_is_not_seen() -> None:
 def test_the_conformal_place_is_that_of_the_paper() -> None:
     errors = np.arange(1, 10) / 10
     assert conformal(errors) == 0.8  # ceil(0.8 x 10) = 8th of 9
+    assert conformal(errors[:5]) == 0.5  # ceil(0.8 x 6) = 5th of 5, where ceil(0.8 x 5) is 4
     assert conformal(errors[:3]) == pytest.approx(0.3)  # ceil(0.8 x 4) = 4 > 3: the largest
 
 
@@ -197,6 +199,13 @@ def test_measurements_read_no_test_image_and_repeat() -> None:
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     other = measure(splits.train, splits.val, sizes=(1,), draws=2, backbone="convnet-2-8", seed=1)
     assert other["random"] != first["random"]
+    # Scored on the validation split: where its two classes change names, right becomes wrong.
+    val = RealSet(splits.val.images, 1 - splits.val.labels, splits.val.card)
+    turned = measure(splits.train, val, sizes=(1, 40), draws=2, backbone="convnet-2-8")
+    for one, other in zip(
+        first["random"]["1"]["accuracy"], turned["random"]["1"]["accuracy"], strict=True
+    ):
+        assert one + other == pytest.approx(1)
     several = load("phantom:task=multi-label,n=60")
     with pytest.raises(UsageError, match="several labels"):
         measure(several.train, several.val)
