@@ -22,7 +22,7 @@ from medistill.cell import Cell, Job, Protocol, run_cell
 from medistill.cli import app
 from medistill.engine import Here, Processes
 from medistill.errors import DataError, UsageError
-from medistill.study import Folder, Options, Place, Study, grid, read_study, run_study
+from medistill.study import Folder, Options, Place, Study, entries_of, grid, read_study, run_study
 from medistill.tabulate import Book, as_csv, rows_of, table
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def test_what_the_indicator_is_fed_is_a_cell_of_its_own(tmp_path: Path) -> None:
     record = Folder(tmp_path / "out").cell(cell.key)
     assert record is not None
     assert set(record["measure"]["random"]) == {"1", "2", "5", "10", "20"}
-    assert rows_of(study, Folder(tmp_path / "out")) == []
+    assert rows_of(study, entries_of(Folder(tmp_path / "out"), grid(study))) == []
 
 
 def test_methods_train_by_what_random_images_chose(finished: tuple[Study, Path]) -> None:
@@ -411,7 +411,7 @@ def test_a_ray_cluster_that_loses_a_worker_and_a_node_gives_the_same_bits(
 
 def test_tables_hold_the_means_of_their_rows(finished: tuple[Study, Path]) -> None:
     study, out = finished
-    rows = rows_of(study, Folder(out))
+    rows = rows_of(study, entries_of(Folder(out), grid(study)))
     assert len(rows) == 2 * (3 * 3 + 2) + 16
     made = table(Book(rows, study.budgets), metric="auc", fixed={"source": "alike"})
     assert made.corner == ("source", "ipc")

@@ -191,12 +191,12 @@ class Cluster(Engine):
 
     def _connected(self) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # A task without a GPU sees none: as Ray will have it, and without its warning.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray = extra("ray", "ray")
         if not ray.is_initialized():
             try:
                 _reachable(self.address)
-                # Threads are the task's own to set: what Ray would say of them is not needed.
                 ray.init(
                     address=self.address or "local", log_to_driver=False, logging_level="ERROR"
                 )

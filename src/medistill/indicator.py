@@ -1,5 +1,6 @@
 """The indicator: from a small random sample of a dataset to what distillation would reach on it."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
         >>> found["random"], round(found["slope"], 6)
         (0.9, 0.2)
     """
-    sizes = sorted(int(size) for size in measured["random"])
-    means = [float(np.mean(measured["random"][str(size)][metric])) for size in sizes]
+    sizes, means = curve_of(measured, metric)
     each = measured["train"] / measured["classes"]
     varied = measured["variation"]
     spread = math.log10(sizes[-1] / sizes[0]) if len(sizes) > 1 else 1.0
@@ -68,6 +68,12 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
         "modes": math.log(varied["modes"]),
         "majority": varied["majority"],
     }
+
+
+def curve_of(measured: Json, metric: str) -> tuple[list[int], list[float]]:
+    """Return the sizes of the random samples and the mean score of each."""
+    sizes = sorted(int(size) for size in measured["random"])
+    return sizes, [float(np.mean(measured["random"][str(size)][metric])) for size in sizes]
 
 
 def curve_at(sizes: Sequence[int], means: Sequence[float], size: float) -> float:
@@ -339,8 +345,6 @@ def load_indicator(path: Path | None = None) -> Indicator:
             "found no shipped indicator; expected --indicator FILE: make one with `medistill "
             "study fit-indicator STUDY`"
         )
-    import json
-
     return from_json(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED)
 
 

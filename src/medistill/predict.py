@@ -6,10 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from .engine import Engine, Here
-from .indicator import METRICS, Indicator, curve_at, load_indicator
+from .indicator import METRICS, Indicator, curve_at, curve_of, load_indicator
 from .measure import measure
 from .metrics import Score, worth
 from .records import Json
@@ -77,8 +75,8 @@ def predict(
     curve; None where full data is predicted within 0.01 of random. `worth` is how many random
     images per class that curve would need for the predicted accuracy. Scores are of the study's own
     student and lengths (see `Indicator.about`), not of the papers'.
-    Raises: DataError when the data has several labels of an image, or no indicator is there;
-    UsageError when the indicator does not know a method or budget.
+    Raises: UsageError when the data has several labels of an image, or the indicator does not know
+    a method or budget; DataError when no indicator is there.
     """
     begin = time.monotonic()
     known = indicator or load_indicator()
@@ -86,7 +84,7 @@ def predict(
         for method in methods or known.methods()[:1]:
             known.check(method, each)
     measured = measure(train, val, seed=seed, engine=engine)
-    curves = {name: _curve(measured, name) for name in METRICS}
+    curves = {name: curve_of(measured, name) for name in METRICS}
     random = {each: {name: curve_at(*curves[name], each) for name in METRICS} for each in ipc}
     full = {name: known.predict(measured, "full", 0, name) for name in METRICS}
     lines = []
@@ -102,11 +100,6 @@ def predict(
     told = recommendation(lines, random, full["accuracy"])
     spent = time.monotonic() - begin
     return Prediction(tuple(lines), random, full, told, measured, known.about, spent)
-
-
-def _curve(measured: Json, name: str) -> tuple[list[int], list[float]]:
-    sizes = sorted(int(size) for size in measured["random"])
-    return sizes, [float(np.mean(measured["random"][str(size)][name])) for size in sizes]
 
 
 def _gap(found: Score, random: float, full: float) -> Score | None:

@@ -57,6 +57,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    """Return what every bar shows: name, bar, how many, rate, time left."""
+    name = TextColumn("{task.description}")
+    return name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+
+
 @contextmanager
 def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Advance]:
     """Show progress of `total` units and hand out `advance(n=1, note="")`.
@@ -68,14 +74,7 @@ def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> It
     if quiet or _hushed.get():
         yield lambda n=1, note="": None
     elif sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        columns = (*_columns(), TextColumn("{task.fields[note]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, note=note)
@@ -119,23 +118,17 @@ def board(what: str, rows: Sequence[str], columns: Sequence[str]) -> Iterator[Sh
     """
     counts: dict[tuple[str, str], Counter[str]] = {}
     live = sys.stderr.isatty() and not _hushed.get()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        disable=not live,
-    )
+    bar = Progress(*_columns(), disable=not live)
     task = bar.add_task(what, total=0)
     line: Advance | None = None
 
     def show(row: str, column: str, state: str, before: str = "") -> None:
         nonlocal line
         counts.setdefault((row, column), Counter())[state] += 1
-        counts[row, column][before] -= 1
-        total = sum(sum(one.values()) for one in _known(counts))
-        left = sum(one[MISSING] for one in _known(counts))
+        if before:
+            counts[row, column][before] -= 1
+        total = sum(one.total() for one in counts.values())
+        left = sum(one[MISSING] for one in counts.values())
         if not before:
             bar.update(task, total=total, completed=total - left)
             return
@@ -150,10 +143,6 @@ def board(what: str, rows: Sequence[str], columns: Sequence[str]) -> Iterator[Sh
         yield show
 
 
-def _known(counts: dict[tuple[str, str], Counter[str]]) -> list[Counter[str]]:
-    return [Counter({s: n for s, n in one.items() if s}) for one in counts.values()]
-
-
 def _grid(
     counts: dict[tuple[str, str], Counter[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> Table:
@@ -164,8 +153,8 @@ def _grid(
     for row in rows:
         texts = []
         for column in columns:
-            found = Counter({s: n for s, n in counts.get((row, column), {}).items() if s})
-            total, ended = sum(found.values()), sum(found.values()) - found[MISSING]
+            found = counts.get((row, column), Counter())
+            total, ended = found.total(), found.total() - found[MISSING]
             wrong = ended - found[DONE]
             style = "red" if wrong else "green" if ended == total else ""
             text = f"{ended}/{total}" + (f" ({wrong} not done)" if wrong else "")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from .cell import FORMAT, Cell, Job, Protocol, Result, recipe_in, run_cell
 from .engine import Engine, Lost
 from .errors import DataError, UsageError
 from .methods import make
-from .progress import board
+from .metrics import NAMES
+from .progress import DONE, MISSING, board
 from .records import Json, from_record, read_json, to_record, write_atomic, write_json
 from .tracking import tracker
 
@@ -164,38 +166,24 @@ def grid(study: Study) -> dict[Place, Cell]:
     """Return all cells by their place: baselines first, then method by method, seed by seed."""
     cells: dict[Place, Cell] = {}
     protocol = study.protocol
-    for backbone in study.backbones:
-        for data in study.sources:
-            sizes = dict.fromkeys((*(data.budgets or study.budgets), *study.curve))
-            for ipc in sizes:
-                place = Place(data.title, "random", ipc, backbone, 0)
-                cells[place] = Cell("random", data.source, backbone, protocol, ipc)
-            full = Cell("full", data.source, backbone, protocol)
-            cells[Place(data.title, "full", 0, backbone, 0)] = full
+    for backbone, data in product(study.backbones, study.sources):
+        for ipc in dict.fromkeys((*(data.budgets or study.budgets), *study.curve)):
+            place = Place(data.title, "random", ipc, backbone, 0)
+            cells[place] = Cell("random", data.source, backbone, protocol, ipc)
+        full = Cell("full", data.source, backbone, protocol)
+        cells[Place(data.title, "full", 0, backbone, 0)] = full
     for data in study.sources if study.measure else ():
         place = Place(data.title, MEASURE, 0, study.backbones[0], 0)
         cells[place] = Cell("measure", data.source, study.backbones[0], protocol)
-    for seed in range(study.seeds):
-        for backbone in study.backbones:
-            for data in study.sources:
-                for ipc in data.budgets or study.budgets:
-                    for way in study.methods:
-                        if data.methods and way.title not in data.methods:
-                            continue
-                        if way.budgets and ipc not in way.budgets:
-                            continue
-                        place = Place(data.title, way.title, ipc, backbone, seed)
-                        cells[place] = Cell(
-                            "method",
-                            data.source,
-                            backbone,
-                            protocol,
-                            ipc,
-                            way.method,
-                            way.settings,
-                            way.steps.get(ipc, way.steps.get(0)),
-                            seed,
-                        )
+    for seed, backbone, data in product(range(study.seeds), study.backbones, study.sources):
+        for ipc, way in product(data.budgets or study.budgets, study.methods):
+            if data.methods and way.title not in data.methods:
+                continue
+            if way.budgets and ipc not in way.budgets:
+                continue
+            what = (way.method, way.settings, way.steps.get(ipc, way.steps.get(0)), seed)
+            place = Place(data.title, way.title, ipc, backbone, seed)
+            cells[place] = Cell("method", data.source, backbone, protocol, ipc, *what)
     return cells
 
 
@@ -289,7 +277,7 @@ def run_study(
             f"found no cell for {' '.join(options.only)}; see `medistill study status`"
         )
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    states = {place: state_of(folder, cell) for place, cell in wanted.items()}
+    states = {one.place: one.state for one in entries_of(folder, wanted)}
     rows = [data.title for data in study.sources]
     columns = [*(way.title for way in study.methods), *BASELINES, MEASURE]
     with board(study.name, rows, columns) as show:
@@ -330,14 +318,38 @@ def _chooser(place: Place) -> Place:
     return place._replace(method="random", seed=0)
 
 
-def state_of(folder: Folder, cell: Cell) -> str:
-    """Return done, refused or failed, or missing where a cell has not been run."""
-    record = folder.cell(cell.key)
-    return "missing" if record is None else str(record["status"])
+class Entry(NamedTuple):
+    """A cell of a study with its record, if it has been run."""
+
+    place: Place
+    cell: Cell
+    record: Json | None
+
+    @property
+    def state(self) -> str:
+        """Done, refused or failed; missing where the cell has not been run."""
+        return MISSING if self.record is None else str(self.record["status"])
+
+
+def entries_of(folder: Folder, cells: Mapping[Place, Cell]) -> list[Entry]:
+    """Return the cells with what stands in the folder; each file is read once.
+
+    Raises: DataError when one is damaged.
+    """
+    return [Entry(place, cell, folder.cell(cell.key)) for place, cell in cells.items()]
+
+
+def measured_in(entries: Sequence[Entry]) -> dict[str, Json]:
+    """Return what was measured of each source."""
+    found = {}
+    for place, _, record in entries:
+        if place.method == MEASURE and record and record["status"] == DONE:
+            found[place.source] = record["measure"]
+    return found
 
 
 def _runs(state: str, retry: bool) -> bool:
-    return state == "missing" or (retry and state in ("failed", "refused"))
+    return state == MISSING or (retry and state in ("failed", "refused"))
 
 
 def _jobs(
@@ -356,7 +368,7 @@ def _jobs(
         if cell.kind == "method" and cell.protocol.tuning == "random":
             held = folder.cell(cells[_chooser(place)].key)
             # Without one the cell has its own pilots: random images of that number were refused.
-            recipe = recipe_in(held) if held and held["status"] == "done" else None
+            recipe = recipe_in(held) if held and held["status"] == DONE else None
         yield Job(
             cell,
             recipe,
@@ -371,11 +383,7 @@ def _jobs(
 def _track(where: str, place: Place, record: Json) -> None:
     """Write a cell's mean scores over its students to TensorBoard or MLflow."""
     rows = record.get("rows") or []
-    scores = {
-        name: sum(row[name] for row in rows) / len(rows)
-        for name in ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
-        if rows
-    }
+    scores = {name: sum(row[name] for row in rows) / len(rows) for name in NAMES if rows}
     name = " ".join(str(part) for part in place).replace("/", "_")
     facts = {**place._asdict(), **record["cell"]["settings"], "key": record["key"]}
     told = tracker(where, name, facts | {"status": record["status"]})

@@ -3,19 +3,20 @@
 import csv
 import html
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .errors import UsageError, nearest
-from .metrics import Score, gap_closed, score, worth
+from .metrics import NAMES, Score, gap_closed, score, worth
 from .records import Json
-from .study import BASELINES, Folder, Place, Study, grid
+from .study import BASELINES, Entry, Place, Study
 
 Row = dict[str, Any]
 DIMENSIONS = ("source", "method", "ipc", "backbone")
-SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "kappa")
+SCORES = (*NAMES, "kappa")
 METRICS = (*SCORES, "gap_closed", "gap_closed_auc", "worth", "distill_seconds", "peak_memory_bytes")
 PERCENT = (*SCORES, "gap_closed", "gap_closed_auc")
 OF_CELL = (
@@ -46,12 +47,11 @@ COLUMNS = (
 )
 
 
-def rows_of(study: Study, folder: Folder) -> list[Row]:
+def rows_of(study: Study, entries: Sequence[Entry]) -> list[Row]:
     """Return one row for every student of a study: where it stands, its scores, its costs."""
     groups = {data.title: data.group for data in study.sources}
     rows = []
-    for place, cell in grid(study).items():
-        record = folder.cell(cell.key)
+    for place, record in ((one.place, one.record) for one in entries):
         if record is None or record["status"] != "done":
             continue
         for student in record["rows"]:
@@ -226,8 +226,8 @@ def table(
     free = [n for n in DIMENSIONS if n not in (*rows, *columns) and len(choices[n]) > 1]
     down = [*rows, *free]
     lines = []
-    across = _product([choices[name] for name in columns])
-    for head in _product([choices[name] for name in down]):
+    across = list(itertools.product(*(choices[name] for name in columns)))
+    for head in itertools.product(*(choices[name] for name in down)):
         cells = []
         for top in across:
             place = {n: c[0] for n, c in choices.items() if n not in (*down, *columns)}
@@ -237,13 +237,6 @@ def table(
             lines.append((tuple(map(str, head)), tuple(cells)))
     heads = tuple(" ".join(map(str, top)) for top in across)
     return Table(tuple(down), heads, tuple(lines), metric)
-
-
-def _product(parts: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = [()]
-    for part in parts:
-        found = [(*one, other) for one in found for other in part]
-    return found
 
 
 def text_of(found: Score | None, metric: str, between: str = ", ") -> str:

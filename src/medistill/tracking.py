@@ -91,9 +91,6 @@ class MLflow(Tracker):
         self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
 
 
-KINDS: dict[str, Any] = {"tensorboard": lambda where: Path(where).expanduser(), "mlflow": str}
-
-
 def tracker(text: str, name: str, facts: Mapping[str, Any]) -> Tracker:
     """Open `tensorboard:FOLDER`, or `mlflow:FILE.db` or `mlflow:URI`, for one run.
 
@@ -101,12 +98,13 @@ def tracker(text: str, name: str, facts: Mapping[str, Any]) -> Tracker:
     the store cannot be written.
     """
     kind, _, where = text.partition(":")
-    if kind not in KINDS or not where:
-        raise UsageError(
-            f"found --track {text}; expected tensorboard:FOLDER, mlflow:FILE.db or mlflow:URI"
-        )
-    made: type[TensorBoard | MLflow] = TensorBoard if kind == "tensorboard" else MLflow
-    return made(KINDS[kind](where), name, facts)
+    if where and kind == "tensorboard":
+        return TensorBoard(Path(where).expanduser(), name, facts)
+    if where and kind == "mlflow":
+        return MLflow(where, name, facts)
+    raise UsageError(
+        f"found --track {text}; expected tensorboard:FOLDER, mlflow:FILE.db or mlflow:URI"
+    )
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

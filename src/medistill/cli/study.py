@@ -1,5 +1,6 @@
 """medistill study: a grid of datasets, methods and budgets, run, resumed and tabulated."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,8 @@ from ..places import cache_folder
 from .common import AsJson, DataRoot, Device, Offline, Track, at_least_one, emit, guarded
 
 if TYPE_CHECKING:
-    from ..study import Folder, Study
+    from ..engine import Engine
+    from ..study import Entry, Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +76,7 @@ def run(
     emit(record, f"{text}: medistill study table {folder}", as_json)
 
 
-def _engine(name: str, workers: int, address: str | None, gpus: float, study: "Study"):  # type: ignore[no-untyped-def]
+def _engine(name: str, workers: int, address: str | None, gpus: float, study: "Study") -> "Engine":
     import os
 
     from ..engine import Cluster, local
@@ -95,33 +97,28 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
 
     Example: medistill study status runs/smoke
     """
-    from ..study import BASELINES, MEASURE, grid, state_of
+    from ..study import BASELINES, MEASURE
 
-    folder, said = _opened(study)
-    counts: dict[tuple[str, str], dict[str, int]] = {}
+    said, entries = _opened(study)
+    counts: dict[tuple[str, str], Counter[str]] = {}
     errors: dict[str, list[str]] = {}
-    for place, cell in grid(said).items():
-        state = state_of(folder, cell)
-        mine = counts.setdefault((place.source, place.method), {})
-        mine[state] = mine.get(state, 0) + 1
-        if state in ("failed", "refused"):
-            record = folder.cell(cell.key) or {}
-            text = f"{state}: {record.get('error')}"
+    for one in entries:
+        place = one.place
+        counts.setdefault((place.source, place.method), Counter())[one.state] += 1
+        if one.record and "error" in one.record:
+            text = f"{one.state}: {one.record['error']}"
             errors.setdefault(text, []).append(f"{place.source}, {place.method}, {place.ipc}")
     columns = [*(way.title for way in said.methods), *BASELINES, MEASURE]
     lines = ["| source | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for data in said.sources:
         cells = []
         for column in columns:
-            mine = counts.get((data.title, column), {})
-            cells.append(f"{mine.get('done', 0)}/{sum(mine.values())}" if mine else "")
+            mine = counts.get((data.title, column))
+            cells.append(f"{mine['done']}/{mine.total()}" if mine else "")
         lines.append(f"| {data.title} | " + " | ".join(cells) + " |")
     for text, places in errors.items():
         lines.append(f"{len(places)} {text} (first: {places[0]})")
-    totals: dict[str, int] = {}
-    for mine in counts.values():
-        for state, count in mine.items():
-            totals[state] = totals.get(state, 0) + count
+    totals = Counter(one.state for one in entries)
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(totals.items())))
     emit({"study": str(study), "cells": totals, "errors": errors}, "\n".join(lines), as_json)
 
@@ -158,14 +155,14 @@ def table(
     from ..tabulate import rows_of as all_rows
     from ..tabulate import table as make_table
 
-    folder, said = _opened(study)
+    said, entries = _opened(study)
     fixed = {}
     for word in only or []:
         name, equals, value = word.partition("=")
         if not equals:
             raise UsageError(f"found --only {word}; expected DIMENSION=VALUE, as ipc=10")
         fixed[name] = value
-    book = Book(all_rows(said, folder), said.budgets)
+    book = Book(all_rows(said, entries), said.budgets)
     made = make_table(
         book, rows=rows.split(","), columns=columns.split(","), metric=metric, fixed=fixed
     )
@@ -186,8 +183,7 @@ def rows_(
     from ..records import write_atomic
     from ..tabulate import rows_of, write_rows
 
-    folder, said = _opened(study)
-    found = rows_of(said, folder)
+    found = rows_of(*_opened(study))
     write_atomic(out, write_rows(found).encode())
     emit({"rows": len(found), "file": str(out)}, f"{len(found)} rows in {out}", as_json)
 
@@ -208,17 +204,12 @@ def fit_indicator(
     """
     from ..indicator import examples_of, fit, to_json
     from ..records import write_json
-    from ..study import MEASURE, grid
+    from ..study import measured_in
     from ..tabulate import rows_of
 
-    folder, said = _opened(study)
-    measured = {}
-    for place, cell in grid(said).items():
-        if place.method == MEASURE:
-            record = folder.cell(cell.key)
-            if record and record["status"] == "done":
-                measured[place.source] = record["measure"]
-    made = fit(examples_of(rows_of(said, folder), measured), f"{said.name}: {said.about}".strip())
+    said, entries = _opened(study)
+    examples = examples_of(rows_of(said, entries), measured_in(entries))
+    made = fit(examples, f"{said.name}: {said.about}".strip())
     write_json(out, to_json(made))
     lines = [f"{made.chosen}, from {len(made.examples)} datasets, in {out}"]
     for name, judged in made.report["accuracy"].items():
@@ -227,8 +218,9 @@ def fit_indicator(
     emit(record, "\n".join(lines), as_json)
 
 
-def _opened(path: Path) -> "tuple[Folder, Study]":
-    from ..study import Folder
+def _opened(path: Path) -> "tuple[Study, list[Entry]]":
+    from ..study import Folder, entries_of, grid
 
     folder = Folder(path)
-    return folder, folder.study()
+    said = folder.study()
+    return said, entries_of(folder, grid(said))

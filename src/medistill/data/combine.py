@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from ..errors import DataError, UsageError
 from ..rng import Rng
 from ..sets import FULL, Card, RealSet, Splits
-from .source import Source, Where, split_outside
+from .source import Source, Where, bare, split_outside
 
 OPTIONS = ("labels", "size", "n")
 
@@ -34,7 +34,7 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
     texts = [text for text in split_outside(source.target, ",") if text]
     if len(texts) < 2:
         raise UsageError(f"combine: found {len(texts)} source; expected two or more, with commas")
-    parts = [inner(_bare(text), where) for text in texts]
+    parts = [inner(bare(text), where) for text in texts]
     cards = [part.train.card for part in parts]
     _check(cards)
     limit = source.integer("n", 0, 1, 1 << 40)
@@ -57,10 +57,6 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
         ]
         pooled.append(RealSet(images, torch.cat(labels), card, groups[position]))
     return Splits(*pooled)
-
-
-def _bare(text: str) -> str:
-    return text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text
 
 
 def _check(cards: Sequence[Card]) -> None:

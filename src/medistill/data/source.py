@@ -117,6 +117,11 @@ def split_outside(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def bare(text: str) -> str:
+    """Return an inner source without the parentheses that keep its options together."""
+    return text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text
+
+
 def options_of(parts: list[str], text: str) -> dict[str, str]:
     """Read `key=value` parts of a SOURCE.
 

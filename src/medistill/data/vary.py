@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from ..errors import DataError, UsageError, nearest
 from ..rng import Rng
 from ..sets import FULL, Card, RealSet, Splits, TaskKind, copied
-from .source import Source, Where, split_outside
+from .source import Source, Where, bare, split_outside
 
 OPTIONS = ("classes", "n", "imbalance", "contrast", "resolution", "noise", "size")
 LEAST = 100  # validation images that stay where a set is cut: fewer choose by chance
@@ -38,10 +38,7 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
     texts = [one for one in split_outside(source.target, ",") if one]
     if len(texts) != 1:
         raise UsageError(f"vary: found {len(texts)} sources; expected one")
-    text = texts[0]
-    splits = inner(
-        text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text, where
-    )
+    splits = inner(bare(texts[0]), where)
     rng = Rng(where.seed).child("vary")
     if source.options.keys() & {"classes", "imbalance"}:
         if splits.train.card.task == "multi-label":

@@ -2,16 +2,16 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..indicator import LEAST, SEED, examples_of
 from ..metrics import Score
 from ..records import Json, to_record, write_atomic
-from ..study import MEASURE, Folder, Place, Study, grid
-from ..tabulate import METRICS, Book, rows_of, text_of
+from ..study import Entry, Folder, entries_of, grid, measured_in
+from ..tabulate import Book, rows_of, text_of
 from .page import filled, library, part
 from .study_figures import (
     cost_figure,
@@ -53,9 +53,9 @@ def render_study(folder: Folder) -> str:
     Raises: UsageError when the report extra is not installed.
     """
     study = folder.study()
-    rows = rows_of(study, folder)
-    book = Book(rows, study.budgets)
-    states, measured = _cells(study, folder)
+    entries = entries_of(folder, grid(study))
+    rows, measured = rows_of(study, entries), measured_in(entries)
+    book, states = Book(rows, study.budgets), Counter(one.state for one in entries)
     backbone = study.backbones[0]
     methods = methods_of(book)
     told, warned = findings(book, backbone, states)
@@ -82,7 +82,7 @@ def render_study(folder: Folder) -> str:
         "tables": [_table(book, metric, backbone, methods) for metric in SHOWN],
         "heats": {ipc: heat(book, ipc, backbone, methods) for ipc in book.names("ipc")},
         "figures": known,
-        "sheets": _sheets(study, folder),
+        "sheets": _sheets(entries, folder),
         "protocol": pairs(to_record(study.protocol)),
         "place": str(folder.path.name),
         "style": part("page.css") + part("study.css"),
@@ -91,19 +91,6 @@ def render_study(folder: Folder) -> str:
         "version": __version__,
     }
     return filled("study.html.j2", context)
-
-
-def _cells(study: Study, folder: Folder) -> tuple[dict[str, int], dict[str, Json]]:
-    """Return how many cells stand in which state, and what was measured of each source."""
-    states: dict[str, int] = {}
-    measured = {}
-    for place, cell in grid(study).items():
-        record = folder.cell(cell.key)
-        state = "missing" if record is None else str(record["status"])
-        states[state] = states.get(state, 0) + 1
-        if place.method == MEASURE and record and state == "done":
-            measured[place.source] = record["measure"]
-    return states, measured
 
 
 def _table(book: Book, metric: str, backbone: str, methods: list[str]) -> Json:
@@ -121,7 +108,6 @@ def _table(book: Book, metric: str, backbone: str, methods: list[str]) -> Json:
                 if best is not None:
                     cells[best]["best"] = True
                 lines.append({"source": source, "ipc": ipc, "cells": cells})
-    assert metric in METRICS
     return {"metric": metric, "title": TITLES[metric], "columns": columns, "lines": lines}
 
 
@@ -140,13 +126,12 @@ def _best(scores: list[Score | None], metric: str) -> int | None:
     return top[1] if sum(mean == top[0] for mean, _ in known) == 1 else None
 
 
-def _sheets(study: Study, folder: Folder) -> list[Json]:
+def _sheets(entries: Sequence[Entry], folder: Folder) -> list[Json]:
     """Return picture sheets, the smallest budgets first, as many as a page should hold."""
     found: list[Json] = []
     spent = 0
-    cells: Mapping[Place, Any] = grid(study)
     for ipc in SHEETS_AT:
-        for place, cell in cells.items():
+        for place, cell, _ in entries:
             if place.ipc != ipc or cell.kind != "method" or place.seed:
                 continue
             sheet = folder.sheet(cell.key)
