@@ -255,7 +255,10 @@ def test_only_brings_the_random_images_that_choose(tmp_path: Path) -> None:
     done = {path.stem for path in (tmp_path / "out" / "cells").iterdir()}
     assert done == {key, grid(study)[place._replace(method="random", seed=0)].key}
     with pytest.raises(UsageError, match="found no cell for nothing"):
-        run_study(study, tmp_path, Here(), cache=tmp_path, options=Options(only=("nothing",)))
+        run_study(
+            study, tmp_path / "no", Here(), cache=tmp_path, options=Options(only=("nothing",))
+        )
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_damaged_cell_is_named(finished: tuple[Study, Path], tmp_path: Path) -> None:

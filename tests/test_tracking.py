@@ -123,6 +123,17 @@ def test_another_tracker_is_refused(text: str) -> None:
         tracker(text, "name", {})
 
 
+def test_a_wrong_tracker_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text('sources: ["phantom:n=40"]\nmethods: [herding]\n')
+    for words in (
+        ["distill", "phantom:n=40", "--steps", "1"],
+        ["study", "run", tmp_path / "one.yaml", "--minutes", "0"],
+    ):
+        done = medistill(*words, "--out", tmp_path / "out", "--track", "wandb:x")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
 def test_a_missing_extra_is_named(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,7 +35,7 @@ from .records import (
 )
 from .rng import Rng
 from .sets import SyntheticSet
-from .tracking import Tracker, tracker
+from .tracking import Tracker, check_track, tracker
 
 CHECKPOINT_EVERY_S = 60.0
 # Of the pixels, that lie outside the range by half of it (noise hardly does): a word is said then.
@@ -192,6 +192,7 @@ def distill_to(
     when `check` does.
     """
     check(run.method, run.task)
+    check_track(track)
     _check_free(folder, resume)
     ready = run.task.prepared or _ready(folder, run, resume, cache, compiling or "off")
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, prepared=ready))

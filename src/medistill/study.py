@@ -17,7 +17,7 @@ from .methods import make
 from .metrics import NAMES
 from .progress import DONE, MISSING, board
 from .records import Json, from_record, read_json, to_record, write_atomic, write_json
-from .tracking import tracker
+from .tracking import check_track, tracker
 
 BASELINES = ("random", "full")
 MEASURE = "measure"
@@ -268,14 +268,14 @@ def run_study(
     a cell had distilled so far goes on from its checkpoint.
     Raises: DataError when the folder holds a damaged cell; UsageError when `only` fits no cell.
     """
-    folder = Folder(to)
-    folder.write(study)
-    cells = grid(study)
+    check_track(options.track)
+    folder, cells = Folder(to), grid(study)
     wanted = _wanted(cells, options.only)
     if not wanted:
         raise UsageError(
             f"found no cell for {' '.join(options.only)}; see `medistill study status`"
         )
+    folder.write(study)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     states = {one.place: one.state for one in entries_of(folder, wanted)}
     rows = [data.title for data in study.sources]

@@ -91,20 +91,31 @@ class MLflow(Tracker):
         self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
 
 
+def check_track(text: str) -> None:
+    """Refuse, before any work, what `tracker` could not open; nothing to track is well.
+
+    Raises: UsageError as `tracker` does.
+    """
+    kind, _, where = text.partition(":")
+    if text and (kind not in ("tensorboard", "mlflow") or not where):
+        raise UsageError(
+            f"found --track {text}; expected tensorboard:FOLDER, mlflow:FILE.db or mlflow:URI"
+        )
+    if text:
+        extra(kind, "tracking")
+
+
 def tracker(text: str, name: str, facts: Mapping[str, Any]) -> Tracker:
     """Open `tensorboard:FOLDER`, or `mlflow:FILE.db` or `mlflow:URI`, for one run.
 
     Raises: UsageError when it is neither, or the tracking extra is not installed; RunRefused when
     the store cannot be written.
     """
+    check_track(text or "nothing")
     kind, _, where = text.partition(":")
-    if where and kind == "tensorboard":
+    if kind == "tensorboard":
         return TensorBoard(Path(where).expanduser(), name, facts)
-    if where and kind == "mlflow":
-        return MLflow(where, name, facts)
-    raise UsageError(
-        f"found --track {text}; expected tensorboard:FOLDER, mlflow:FILE.db or mlflow:URI"
-    )
+    return MLflow(where, name, facts)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
