@@ -22,7 +22,7 @@ from ..engine import Processes
 from ..errors import DataError, RunRefused, UsageError
 from ..places import cache_folder
 from ..progress import progress
-from ..records import Json, digest
+from ..records import Json, digest, write_atomic
 
 Array = np.ndarray[Any, Any]
 IN_MEMORY = 2**26  # bytes; what is larger goes to a file
@@ -196,7 +196,7 @@ def _fill(
             place += len(found)
             if number % 16 == 15:
                 pixels.flush()
-                note.write_text(str(done + number + 1))
+                write_atomic(note, str(done + number + 1).encode())
             advance(len(found))
     pixels.flush()
     half.rename(path)
