@@ -1,5 +1,6 @@
 """The indicator on studies whose answer is known, and predictions from the command line."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -21,16 +22,15 @@ from medistill.indicator import (
     Example,
     Indicator,
     conformal,
-    coverage_of,
     curve_at,
     examples_of,
-    fit,
     from_json,
     inputs_of,
     left_out,
     load_indicator,
     to_json,
 )
+from medistill.judge import coverage_of, fit, flipped, permuted, predictions_of
 from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.predict import Line, predict, recommendation
@@ -61,6 +61,7 @@ def examples(count: int, noise: float = 0.0) -> list[Example]:
         score = 0.2 + 0.8 * random + noise * draw.normal()
         reached = {
             "dm": {1: {"accuracy": score, "auc": score}},
+            "random": {1: {"accuracy": random, "auc": random}},
             "full": {0: {"accuracy": 0.95, "auc": 0.95}},
         }
         found.append(Example(f"set {number}", f"family {number // 2}", measured(random), reached))
@@ -111,6 +112,50 @@ def test_the_conformal_place_is_that_of_the_paper() -> None:
     assert conformal(errors) == 0.8  # ceil(0.8 x 10) = 8th of 9
     assert conformal(errors[:5]) == 0.5  # ceil(0.8 x 6) = 5th of 5, where ceil(0.8 x 5) is 4
     assert conformal(errors[:3]) == pytest.approx(0.3)  # ceil(0.8 x 4) = 4 > 3: the largest
+
+
+def test_gains_and_shares_are_judged_beside_scores() -> None:
+    line = fit(examples(12), "toy").report["accuracy"][SEED]
+    at = line["budgets"]["1"]
+    # Gain is 0.2 - 0.2 random, share score / 0.95: lines through random as well, one of them falls.
+    assert at["gain_error"] == pytest.approx(0, abs=1e-9)
+    assert at["gain_spearman"] == pytest.approx(1)
+    assert at["share_pearson"] == pytest.approx(1)
+    assert line["p_value"] == pytest.approx(1e-4)
+    assert line["p_better"] == 1.0  # it is the seed's number itself
+    told = predictions_of(examples(12), SEED, "auc")
+    assert told.told.shape == (12, 1, 1)
+    assert told.told == pytest.approx(told.reached)
+
+
+def test_permutations_equal_all_permutations() -> None:
+    """Of 4 datasets all 24 orders can be listed: the share whose rank sum is as large is p."""
+    told = np.array([0.1, 0.2, 0.3, 0.4])
+    reached = np.array([0.2, 0.1, 0.3, 0.4])
+    ranks, orders = np.array([2, 1, 3, 4]), list(itertools.permutations([1, 2, 3, 4]))
+    seen = np.dot([1, 2, 3, 4], ranks)
+    exact = np.mean([np.dot(order, ranks) >= seen for order in orders])
+    assert permuted(told, reached, 20000) == pytest.approx(exact, abs=0.01)
+    assert permuted(np.full(4, 0.5), reached) == 1.0
+    # A second budget that knows two datasets alone adds its ranks for these.
+    wide = np.array([[0.1, np.nan], [0.2, np.nan], [0.3, 0.1], [0.4, 0.9]])
+    assert permuted(wide, wide, 20000) < permuted(told, told, 20000) + 0.01
+
+
+def test_where_nothing_is_told_p_is_uniform_or_larger() -> None:
+    draw = np.random.default_rng(3)
+    found = [permuted(draw.normal(size=12), draw.normal(size=12), 99) for _ in range(300)]
+    assert np.mean(np.array(found) <= 0.1) == pytest.approx(0.1, abs=0.05)
+
+
+def test_flipped_signs_equal_all_flips() -> None:
+    better, worse = np.array([0.1, 0.1, 0.3]), np.array([0.2, 0.4, 0.2])
+    gains = worse - better
+    signs = list(itertools.product([-1, 1], repeat=3))
+    exact = np.mean([np.dot(sign, gains) >= gains.sum() - 1e-12 for sign in signs])
+    assert flipped(better, worse, 20000) == pytest.approx(exact, abs=0.01)
+    assert flipped(better, better) == 1.0
+    assert flipped(worse, better) > 0.5
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 30, 1000])
@@ -165,7 +210,8 @@ def test_examples_hold_the_mean_over_seeds() -> None:
     (found,) = examples_of(rows, {"pneumonia few": measured(0.5)})
     assert found.family == "pneumonia"
     assert found.reached["dm"][1] == pytest.approx({"accuracy": 0.7, "auc": 0.8})
-    assert set(found.reached) == {"dm", "full"}
+    assert found.reached["random"][1]["auc"] == 0.1
+    assert set(found.reached) == {"dm", "random", "full"}
 
 
 def line(mean: float, low: float, ipc: int = 1, value: float = 7.0) -> Line:

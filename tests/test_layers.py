@@ -26,7 +26,7 @@ FLOORS = (
     ("cell", "conformance"),
     ("study", "audit"),
     ("tabulate", "indicator"),
-    ("predict",),
+    ("predict", "judge"),
     ("report",),
     ("demo",),
     ("cli",),

@@ -8,15 +8,17 @@ from typer.testing import CliRunner
 
 from medistill.cli import app
 from medistill.engine import Here
+from medistill.errors import RunRefused
 from medistill.indicator import Example
+from medistill.report import study_prints
 from medistill.report.study import render_study
 from medistill.report.study_figures import (
     cost_figure,
     curve_figure,
+    gap_figure,
     heat,
     indicator_figure,
     methods_of,
-    variation_figure,
 )
 from medistill.report.study_words import against_random, findings
 from medistill.study import Folder, Options, run_study
@@ -91,16 +93,22 @@ def test_figures_hold_what_the_rows_say() -> None:
     assert [trace["name"] for trace in curve["traces"]] == ["random images", "full data", "dm"]
     assert curve["traces"][0]["x"] == [1, 10]
     assert curve["traces"][2]["y"] == pytest.approx([55.1])
-    measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(4)}
-    varied = variation_figure(found, measured, 1, NET, ["dm"])
+    axis = {"title": {"text": "spread"}}
+    spread = {f"s{n}": 0.1 * (n + 1) for n in range(4)}
+    varied = gap_figure(found, spread, 1, ["dm"], axis)
     assert varied is not None
-    assert varied["traces"][0]["x"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert varied["traces"][0]["y"] == pytest.approx([5.0] * 4)
+    (trace,) = varied["traces"]
+    assert trace["x"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    # s0: (0.551 - 0.501) / (0.901 - 0.501).
+    assert trace["y"] == pytest.approx([100 * 0.05 / (0.4 - 0.02 * n) for n in range(4)])
+    assert varied["layout"]["xaxis"] == axis
+    flat = Book([row("s", m, i, 0, 0.9) for m, i in (("random", 1), ("full", 0), ("dm", 1))], (1,))
+    assert gap_figure(flat, {"s": 1.0}, 1, ["dm"], axis) is None  # no gap to close
     cost = cost_figure(found, 1, NET, ["dm"])
     assert cost is not None
     assert (cost["traces"][0]["x"], cost["traces"][0]["y"]) == ([3.0], pytest.approx([5.0]))
     assert curve_figure(found, "absent", NET, ["dm"]) is None
-    assert variation_figure(found, {}, 1, NET, ["dm"]) is None
+    assert gap_figure(found, {}, 1, ["dm"], axis) is None
     assert cost_figure(found, 1, NET, ["absent"]) is None
 
 
@@ -122,6 +130,9 @@ def test_the_indicators_figure_predicts_each_dataset_by_the_others() -> None:
     assert line["name"] == "equal"
     assert marks["x"][4] == pytest.approx(40)
     assert marks["y"][4] == pytest.approx(90)
+    # Eight lie on a line but for the odd one's pull; the 8th of 9 errors is the half width.
+    errors = sorted(abs(x - y) for x, y in zip(marks["x"], marks["y"], strict=True))
+    assert marks["error_x"]["array"] == pytest.approx([errors[7]] * 9)
     assert indicator_figure(examples[:5], 1, ["dm"], "random accuracy alone") is None
 
 
@@ -156,8 +167,26 @@ def test_names_are_text_and_never_markup(page: Path) -> None:
     assert render_study(Folder(page.parent / "out")) == text
 
 
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_figures_are_files_for_papers_and_repeat(page: Path, tmp_path: Path, form: Any) -> None:
+    study = page.parent / "out"
+    written = study_prints(study, tmp_path / "one", form)
+    again = study_prints(study, tmp_path / "two", form)
+    assert {path.name for path in written} >= {f"curve-0.{form}", f"cost-1.{form}"}
+    for one, other in zip(written, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    text = (tmp_path / "one" / f"curve-0.{form}").read_bytes()
+    assert text.startswith(b"%PDF" if form == "pdf" else b"<?xml")
+    if form == "svg":
+        assert b"random images" in text
+        assert b"images per class" in text
+        assert b"<i>" not in text
+
+
 def test_an_empty_study_has_a_page(tmp_path: Path) -> None:
     run_study(tiny(tmp_path), tmp_path / "out", Here(), cache=tmp_path, options=Options(minutes=0))
+    with pytest.raises(RunRefused, match="no finished cell"):
+        study_prints(tmp_path / "out", tmp_path / "figures")
     text = render_study(Folder(tmp_path / "out"))
     assert "No cell is done yet" in text
     assert "0 of 24 cells are done" in text

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, RunRefused, UsageError, nearest
+from .errors import DataError, UsageError, nearest
 from .metrics import Score
 from .records import Json, read_json
 
@@ -21,6 +21,7 @@ METRICS = ("accuracy", "auc")
 COVERAGE = 0.8
 LEAST = 8  # datasets, below which nothing is fitted
 SEED = "random accuracy alone"
+BASELINES = ("random", "full")
 Array = NDArray[np.float64]
 Model = Callable[[Array, Array, Array], Array]
 
@@ -28,7 +29,7 @@ Model = Callable[[Array, Array, Array], Array]
 class Example(NamedTuple):
     """One dataset of a study: what was measured of it, and what was reached.
 
-    `reached` is {method: {ipc: {metric: mean over seeds}}}; of `full` the ipc is 0.
+    `reached` is {method: {ipc: {metric: mean over seeds}}}, baselines too; of `full` the ipc is 0.
     """
 
     source: str
@@ -152,21 +153,16 @@ class Indicator:
     about: str
 
     def methods(self) -> list[str]:
-        """Return the methods that the examples know, full data left out."""
-        names = dict.fromkeys(name for one in self.examples for name in one.reached)
-        return [name for name in names if name != "full"]
+        """Return the methods that the examples know, baselines left out."""
+        return methods_of(self.examples)
 
     def budgets(self) -> list[int]:
         """Return the images per class that the examples know."""
-        found = {ipc for one in self.examples for by in one.reached.values() for ipc in by if ipc}
-        return sorted(found)
-
-    def _known(self, method: str, ipc: int) -> list[Example]:
-        return [one for one in self.examples if ipc in one.reached.get(method, {})]
+        return budgets_of(self.examples)
 
     def knows(self, method: str, ipc: int) -> bool:
         """Say whether enough examples have the method at that budget."""
-        return len(self._known(method, ipc)) >= LEAST
+        return len(having(self.examples, method, ipc)) >= LEAST
 
     def check(self, method: str, ipc: int) -> None:
         """Refuse a method or budget that too few examples have.
@@ -175,9 +171,9 @@ class Indicator:
         """
         if not self.knows(method, ipc):
             raise UsageError(
-                f"found {len(self._known(method, ipc))} datasets with {method} at {ipc} per class; "
-                f"expected {LEAST} or more: known methods are {', '.join(self.methods())} at "
-                f"{', '.join(map(str, self.budgets()))}"
+                f"found {len(having(self.examples, method, ipc))} datasets with {method} at {ipc} "
+                f"per class; expected {LEAST} or more: known methods are "
+                f"{', '.join(self.methods())} at {', '.join(map(str, self.budgets()))}"
             )
 
     def predict(self, measured: Json, method: str, ipc: int, metric: str) -> Score:
@@ -189,29 +185,52 @@ class Indicator:
         Raises: UsageError when the examples do not know the method at that budget.
         """
         self.check(method, ipc)
-        known = self._known(method, ipc)
+        known = having(self.examples, method, ipc)
         names, model = CANDIDATES[self.chosen]
-        table = np.array([_vector(one.measured, ipc, metric, names) for one in known])
+        table = table_of([one.measured for one in known], ipc, metric, names)
         target = np.array([one.reached[method][ipc][metric] for one in known])
-        new = np.array([_vector(measured, ipc, metric, names)])
+        new = table_of([measured], ipc, metric, names)
         value = float(np.clip(model(table, target, new)[0], 0, 1))
         half = conformal(np.abs(target - left_out(model, table, target)))
         return Score(value, max(0.0, value - half), min(1.0, value + half), len(known))
 
 
-def _vector(measured: Json, ipc: int, metric: str, names: Sequence[str]) -> list[float]:
-    found = inputs_of(measured, ipc, metric)
-    return [found[name] for name in names]
+def methods_of(examples: Sequence[Example]) -> list[str]:
+    """Return the methods that examples know, baselines left out."""
+    names = dict.fromkeys(name for one in examples for name in one.reached)
+    return [name for name in names if name not in BASELINES]
 
 
-def left_out(model: Model, table: Array, target: Array, family: Sequence[str] = ()) -> Array:
-    """Return the prediction of each dataset by a model that saw none of its family (or itself)."""
+def budgets_of(examples: Sequence[Example]) -> list[int]:
+    """Return the images per class at which examples know a method."""
+    names = methods_of(examples)
+    return sorted({ipc for one in examples for name in names for ipc in one.reached.get(name, {})})
+
+
+def having(examples: Sequence[Example], method: str, ipc: int) -> list[Example]:
+    """Return the examples that know a method at a budget."""
+    return [one for one in examples if ipc in one.reached.get(method, {})]
+
+
+def table_of(measured: Sequence[Json], ipc: int, metric: str, names: Sequence[str]) -> Array:
+    """Return the inputs of some names [datasets, names] that models fit and predict from."""
+    found = [inputs_of(one, ipc, metric) for one in measured]
+    return np.array([[one[name] for name in names] for one in found])
+
+
+def left_out(
+    model: Model, table: Array, target: Array, family: Sequence[str] = (), *, clip: bool = True
+) -> Array:
+    """Return the prediction of each dataset by a model that saw none of its family (or itself).
+
+    Scores are clipped to [0, 1]; other targets are not.
+    """
     names = np.array(family if len(family) else [str(i) for i in range(len(target))])
     found = np.empty(len(target))
     for name in dict.fromkeys(names):
         out = names == name
         found[out] = model(table[~out], target[~out], table[out])
-    return np.clip(found, 0, 1)
+    return np.clip(found, 0, 1) if clip else found
 
 
 def conformal(errors: Array, coverage: float = COVERAGE) -> float:
@@ -223,77 +242,6 @@ def conformal(errors: Array, coverage: float = COVERAGE) -> float:
     """
     place = min(len(errors), math.ceil(coverage * (len(errors) + 1)))
     return float(np.sort(errors)[place - 1])
-
-
-def coverage_of(model: Model, table: Array, target: Array) -> float:
-    """Return the share of datasets inside the interval that the others alone would give."""
-    inside = 0
-    for out in range(len(target)):
-        rest = np.arange(len(target)) != out
-        half = conformal(np.abs(target[rest] - left_out(model, table[rest], target[rest])))
-        value = np.clip(model(table[rest], target[rest], table[out : out + 1])[0], 0, 1)
-        inside += abs(value - target[out]) <= half
-    return inside / len(target)
-
-
-def fit(examples: Sequence[Example], about: str) -> Indicator:
-    """Compare the candidates on datasets left out, and keep the one with the least error.
-
-    Raises: RunRefused when fewer than eight datasets are known.
-    """
-    usable = [one for one in examples if any(name != "full" for name in one.reached)]
-    if len(usable) < LEAST:
-        raise RunRefused(
-            f"found {len(usable)} datasets with measurements and results; expected {LEAST} or "
-            "more: run more of the study"
-        )
-    draft = Indicator(tuple(usable), SEED, {}, about)
-    report = {
-        metric: {name: _judged(draft, name, metric) for name in CANDIDATES} for metric in METRICS
-    }
-    chosen = min(CANDIDATES, key=lambda name: report["accuracy"][name]["error"])
-    return Indicator(tuple(usable), chosen, report, about)
-
-
-def _judged(draft: Indicator, name: str, metric: str) -> Json:
-    """Return what one candidate does, leave one dataset out: at each budget, and pooled."""
-    from scipy.stats import pearsonr, spearmanr
-
-    inputs, model = CANDIDATES[name]
-    by_budget: dict[str, Json] = {}
-    pooled: tuple[list[float], list[float]] = ([], [])
-    errors: list[float] = []
-    for ipc in draft.budgets():
-        parts: dict[str, list[float]] = {}
-        for method in draft.methods():
-            known = [one for one in draft.examples if ipc in one.reached.get(method, {})]
-            if len(known) < LEAST:
-                continue
-            table = np.array([_vector(one.measured, ipc, metric, inputs) for one in known])
-            target = np.array([one.reached[method][ipc][metric] for one in known])
-            found = left_out(model, table, target)
-            families = left_out(model, table, target, [one.family for one in known])
-            judged = {
-                "error": float(np.abs(found - target).mean()),
-                "family_error": float(np.abs(families - target).mean()),
-                "spearman": float(spearmanr(found, target).statistic),
-                "pearson": float(pearsonr(found, target).statistic),
-                "coverage": coverage_of(model, table, target),
-                "datasets": len(known),
-            }
-            for what, value in judged.items():
-                parts.setdefault(what, []).append(value)
-            errors += list(np.abs(found - target))
-            pooled[0].extend(found)
-            pooled[1].extend(target)
-        if parts:
-            by_budget[str(ipc)] = {what: float(np.mean(values)) for what, values in parts.items()}
-    return {
-        "error": float(np.mean(errors)) if errors else math.inf,
-        "budgets": by_budget,
-        "pooled_pearson": float(pearsonr(*pooled).statistic) if len(errors) > 2 else None,
-        "pooled_spearman": float(spearmanr(*pooled).statistic) if len(errors) > 2 else None,
-    }
 
 
 def to_json(indicator: Indicator) -> Json:
@@ -356,10 +304,9 @@ def examples_of(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json])
     sums: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for row in rows:
         ipc = 0 if row["method"] == "full" else int(row["ipc"])
-        if row["method"] != "random":
-            mine = sums.setdefault((row["source"], row["method"], ipc), {})
-            for metric in METRICS:
-                mine.setdefault(metric, []).append(float(row[metric]))
+        mine = sums.setdefault((row["source"], row["method"], ipc), {})
+        for metric in METRICS:
+            mine.setdefault(metric, []).append(float(row[metric]))
     found = []
     for source, numbers in measured.items():
         reached: dict[str, dict[int, dict[str, float]]] = {}

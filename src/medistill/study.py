@@ -25,13 +25,17 @@ MEASURE = "measure"
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset of a study: its source ($NAME is the environment's), name and group."""
+    """One dataset of a study: its source ($NAME is the environment's), name and group.
+
+    `variation` is how much a design makes it vary while all else stays; figures draw it.
+    """
 
     source: str
     name: str = ""
     group: str = ""
     methods: tuple[str, ...] = ()  # none: all
     budgets: tuple[int, ...] = ()  # none: the study's
+    variation: float | None = None
 
     @property
     def title(self) -> str:

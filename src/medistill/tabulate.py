@@ -167,6 +167,12 @@ class Book:
             return None
         return gap_closed(found.scores(metric), *(arm.scores(metric) for arm in arms if arm))
 
+    def gap(self, source: str, ipc: int, backbone: str) -> float:
+        """Return how far full data is above random images in accuracy; nan if one is not there."""
+        arms = [self.score("accuracy", source, name, ipc, backbone) for name in BASELINES]
+        random, full = (math.nan if one is None else one.mean for one in arms)
+        return full - random
+
     def curve(self, source: str, backbone: str, metric: str = "accuracy") -> dict[int, Score]:
         """Return the scores of random images by their number per class."""
         found = {

@@ -202,7 +202,8 @@ def fit_indicator(
 
     Example: medistill study fit-indicator runs/feasibility --out indicator.json
     """
-    from ..indicator import examples_of, fit, to_json
+    from ..indicator import examples_of, to_json
+    from ..judge import fit
     from ..records import write_json
     from ..study import measured_in
     from ..tabulate import rows_of
@@ -213,7 +214,11 @@ def fit_indicator(
     write_json(out, to_json(made))
     lines = [f"{made.chosen}, from {len(made.examples)} datasets, in {out}"]
     for name, judged in made.report["accuracy"].items():
-        lines.append(f"{name:<24} mean absolute error of accuracy {judged['error']:.3f}")
+        ranks = [f"{one['spearman']:.2f} at {ipc}" for ipc, one in judged["budgets"].items()]
+        lines.append(
+            f"{name:<24} mean absolute error of accuracy {judged['error']:.3f}, Spearman "
+            f"{', '.join(ranks)} (p = {judged['p_value']:.2g})"
+        )
     record = {"file": str(out), "chosen": made.chosen, "report": made.report}
     emit(record, "\n".join(lines), as_json)
 

@@ -1,6 +1,7 @@
 """Pages made from result files: whoever writes one never runs anything again."""
 
 from .page import report
+from .prints import study_prints
 from .study import study_report
 
-__all__ = ["report", "study_report"]
+__all__ = ["report", "study_prints", "study_report"]

@@ -5,22 +5,24 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import __version__
-from ..indicator import LEAST, SEED, examples_of
+from ..indicator import LEAST, SEED, Example, examples_of
+from ..judge import best_of
 from ..metrics import Score
 from ..records import Json, to_record, write_atomic
-from ..study import Entry, Folder, entries_of, grid, measured_in
+from ..study import Entry, Folder, Study, entries_of, grid, measured_in
 from ..tabulate import Book, rows_of, text_of
 from .page import filled, library, part
 from .study_figures import (
     cost_figure,
     curve_figure,
+    gap_figure,
     heat,
     indicator_figure,
     methods_of,
     tone,
-    variation_figure,
 )
 from .study_words import findings
 from .tables import pairs
@@ -35,7 +37,45 @@ TITLES = {
     "distill_seconds": "Seconds of distillation",
 }
 MOST_SHEETS = 8 * 2**20  # bytes of pictures in a page
+FISHER = {"title": {"text": "spread between over within classes (Fisher)"}, "type": "log"}
+DESIGN = {"title": {"text": "variation of the phantom, all else the same"}}
+GROUP = {"title": {"text": "kind of source"}, "type": "category"}
 SHEETS_AT = (1, 10)  # images per class; more make no picture to look at
+
+
+class Opened(NamedTuple):
+    """A study with all that its pages are made from; `best` is the candidate for the indicator."""
+
+    study: Study
+    entries: list[Entry]
+    book: Book
+    measured: dict[str, Json]
+    examples: list[Example]
+    best: str
+
+    @property
+    def backbone(self) -> str:
+        """The backbone that figures show."""
+        return self.study.backbones[0]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods without the baselines."""
+        return methods_of(self.book)
+
+
+def opened(folder: Folder) -> Opened:
+    """Read a study's folder.
+
+    Raises: DataError when it is none, or a cell in it is damaged.
+    """
+    study = folder.study()
+    entries = entries_of(folder, grid(study))
+    rows, measured = rows_of(study, entries), measured_in(entries)
+    own = [row for row in rows if row["backbone"] == study.backbones[0]]
+    examples = examples_of(own, measured)
+    best = best_of(examples) if len(examples) >= LEAST else SEED
+    return Opened(study, entries, Book(rows, study.budgets), measured, examples, best)
 
 
 def study_report(path: Path, out: Path) -> None:
@@ -52,24 +92,10 @@ def render_study(folder: Folder) -> str:
 
     Raises: UsageError when the report extra is not installed.
     """
-    study = folder.study()
-    entries = entries_of(folder, grid(study))
-    rows, measured = rows_of(study, entries), measured_in(entries)
-    book, states = Book(rows, study.budgets), Counter(one.state for one in entries)
-    backbone = study.backbones[0]
-    methods = methods_of(book)
-    told, warned = findings(book, backbone, states)
-    named = examples_of([row for row in rows if row["backbone"] == backbone], measured)
-    figures: dict[str, Json | None] = {}
-    for number, source in enumerate(book.names("source")):
-        figures[f"curve-{number}"] = curve_figure(book, source, backbone, methods)
-    for ipc in book.names("ipc"):
-        figures[f"variation-{ipc}"] = variation_figure(book, measured, ipc, backbone, methods)
-        figures[f"cost-{ipc}"] = cost_figure(book, ipc, backbone, methods)
-        figures[f"indicator-{ipc}"] = (
-            indicator_figure(named, ipc, methods, SEED) if len(named) >= LEAST else None
-        )
-    known = {name: figure for name, figure in figures.items() if figure is not None}
+    found = opened(folder)
+    study, book, methods, backbone = found.study, found.book, found.methods, found.backbone
+    told, warned = findings(book, backbone, Counter(one.state for one in found.entries))
+    figures = figures_of(found)
     context = {
         "title": f"{study.name}: distillation on {len(book.names('source'))} datasets",
         "study": study,
@@ -81,16 +107,37 @@ def render_study(folder: Folder) -> str:
         "budgets": book.names("ipc"),
         "tables": [_table(book, metric, backbone, methods) for metric in SHOWN],
         "heats": {ipc: heat(book, ipc, backbone, methods) for ipc in book.names("ipc")},
-        "figures": known,
-        "sheets": _sheets(entries, folder),
+        "figures": figures,
+        "best": found.best,
+        "sheets": _sheets(found.entries, folder),
         "protocol": pairs(to_record(study.protocol)),
         "place": str(folder.path.name),
         "style": part("page.css") + part("study.css"),
         "script": part("plots.js") + part("study.js"),
-        "library": library() if known else "",
+        "library": library() if figures else "",
         "version": __version__,
     }
     return filled("study.html.j2", context)
+
+
+def figures_of(found: Opened) -> dict[str, Json]:
+    """Return all figures of a study by name, without those for which too few cells are done."""
+    study, book, methods, backbone = found.study, found.book, found.methods, found.backbone
+    figures: dict[str, Json | None] = {}
+    for number, source in enumerate(book.names("source")):
+        figures[f"curve-{number}"] = curve_figure(book, source, backbone, methods)
+    fisher = {source: one["variation"]["fisher"] for source, one in found.measured.items()}
+    spread = {source: x for source, x in fisher.items() if 0 < x < math.inf}
+    designed = {one.title: one.variation for one in study.sources if one.variation is not None}
+    groups = {one.title: one.group for one in study.sources if one.group}
+    for ipc in book.names("ipc"):
+        figures[f"variation-{ipc}"] = gap_figure(book, spread, ipc, methods, FISHER)
+        figures[f"design-{ipc}"] = gap_figure(book, designed, ipc, methods, DESIGN)
+        figures[f"groups-{ipc}"] = gap_figure(book, groups, ipc, methods, GROUP)
+        figures[f"cost-{ipc}"] = cost_figure(book, ipc, backbone, methods)
+        for name, candidate in (("seed", SEED), ("indicator", found.best)):
+            figures[f"{name}-{ipc}"] = indicator_figure(found.examples, ipc, methods, candidate)
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _table(book: Book, metric: str, backbone: str, methods: list[str]) -> Json:

@@ -1,13 +1,12 @@
 """What a study's page draws: learning curves, variation, the indicator, cost; traces for plotly."""
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..indicator import CANDIDATES, LEAST, Example, inputs_of, left_out
+from ..indicator import CANDIDATES, LEAST, Example, conformal, having, left_out, table_of
 from ..metrics import Score
 from ..records import Json
 from ..study import BASELINES
@@ -17,6 +16,7 @@ SYMBOLS = (
     *("circle", "square", "diamond", "cross", "triangle-up", "star", "x", "pentagon", "hexagon"),
 )
 TONES = 9  # colors that the page has for methods
+LEAST_GAP = 0.05  # of accuracy, between random images and full data
 
 
 def tone(number: int) -> str:
@@ -24,7 +24,9 @@ def tone(number: int) -> str:
     return f"m{number % TONES}"
 
 
-def _trace(name: str, number: int, points: Sequence[tuple[float, float, str]], **more: Any) -> Json:
+def _trace(
+    name: str, number: int, points: Sequence[tuple[float | str, float, str]], **more: Any
+) -> Json:
     """Return marks of one method; texts are escaped, for plotly reads a small HTML."""
     return {
         "x": [x for x, _, _ in points],
@@ -89,27 +91,34 @@ def curve_figure(book: Book, source: str, backbone: str, methods: Sequence[str])
     return {"traces": traces, "layout": layout}
 
 
-def variation_figure(
-    book: Book, measured: Mapping[str, Json], ipc: int, backbone: str, methods: Sequence[str]
+def gap_figure(
+    book: Book,
+    at: Mapping[str, float] | Mapping[str, str],
+    ipc: int,
+    methods: Sequence[str],
+    axis: Json,
 ) -> Json | None:
-    """Draw the gain over random images against how far classes lie apart, source by source."""
+    """Draw the gap closed by each method against a number of each source, or its group.
+
+    Sources where full data is less than 0.05 above random images have no gap to speak of, and are
+    left out.
+    """
+    backbone = book.names("backbone")[0]
     traces = []
     for number, method in enumerate(methods):
-        points = []
-        for source, numbers in measured.items():
-            own = book.score("accuracy", source, method, ipc, backbone)
-            base = book.score("accuracy", source, "random", ipc, backbone)
-            fisher = numbers["variation"]["fisher"]
-            if own is not None and base is not None and 0 < fisher < math.inf:
-                gain = 100 * (own.mean - base.mean)
-                points.append((fisher, gain, f"{source}: {gain:+.1f} points"))
+        points, scores = [], []
+        for source, x in at.items():
+            own = book.score("gap_closed", source, method, ipc, backbone)
+            if own is not None and book.gap(source, ipc, backbone) >= LEAST_GAP:
+                points.append((x, 100 * own.mean, f"{source}: {100 * own.mean:.0f}%"))
+                scores.append(own)
         if points:
-            traces.append(_trace(method, number, points))
+            traces.append(_trace(method, number, points, error_y=_error(scores)))
     if not traces:
         return None
     layout = {
-        "xaxis": {"title": {"text": "spread between over within classes (Fisher)"}, "type": "log"},
-        "yaxis": {"title": {"text": "points above random images"}, "zeroline": True},
+        "xaxis": axis,
+        "yaxis": {"title": {"text": "gap closed, percent"}, "zeroline": True, "range": [-150, 150]},
     }
     return {"traces": traces, "layout": layout}
 
@@ -146,22 +155,19 @@ def indicator_figure(
     names, model = CANDIDATES[candidate]
     traces = []
     for number, method in enumerate(methods):
-        known = [one for one in examples if ipc in one.reached.get(method, {})]
+        known = having(examples, method, ipc)
         if len(known) < LEAST:
             continue
-        inputs = [inputs_of(one.measured, ipc, "accuracy") for one in known]
-        table = np.array([[found[name] for name in names] for found in inputs])
+        table = table_of([one.measured for one in known], ipc, "accuracy", names)
         target = np.array([one.reached[method][ipc]["accuracy"] for one in known])
         found = left_out(model, table, target)
         points = [
-            (
-                100 * float(x),
-                100 * float(y),
-                f"{one.source}: {100 * x:.1f} told, {100 * y:.1f} reached",
-            )
-            for one, x, y in zip(known, found, target, strict=True)
+            (100 * x, 100 * y, f"{one.source}: {100 * x:.1f} told, {100 * y:.1f} reached")
+            for one, x, y in zip(known, found.tolist(), target.tolist(), strict=True)
         ]
-        traces.append(_trace(method, number, points))
+        half = 100 * conformal(np.abs(target - found))
+        within = {"type": "data", "array": [half] * len(points)}
+        traces.append(_trace(method, number, points, error_x=within))
     if not traces:
         return None
     line = {"x": [0, 100], "y": [0, 100], "mode": "lines", "name": "equal", "arm": "full"}
