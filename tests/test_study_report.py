@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 from medistill.cli import app
 from medistill.engine import Here
 from medistill.errors import RunRefused
-from medistill.indicator import Example
+from medistill.indicator import SEED, Example, Indicator
 from medistill.report import study_prints
-from medistill.report.study import render_study
+from medistill.report.paper import paper
+from medistill.report.paper_answers import claim
+from medistill.report.study import Opened, render_study
 from medistill.report.study_figures import (
     cost_figure,
     curve_figure,
@@ -21,7 +23,7 @@ from medistill.report.study_figures import (
     methods_of,
 )
 from medistill.report.study_words import against_random, findings
-from medistill.study import Folder, Options, run_study
+from medistill.study import Data, Folder, Options, Study, Way, run_study
 from medistill.tabulate import Book, read_rows, write_rows
 from test_study import TINY, tiny
 
@@ -134,6 +136,83 @@ def test_the_indicators_figure_predicts_each_dataset_by_the_others() -> None:
     errors = sorted(abs(x - y) for x, y in zip(marks["x"], marks["y"], strict=True))
     assert marks["error_x"]["array"] == pytest.approx([errors[7]] * 9)
     assert indicator_figure(examples[:5], 1, ["dm"], "random accuracy alone") is None
+
+
+def toy(found: Book) -> Opened:
+    """Return an opened study around a book: s0 and s1 real, s2 and s3 phantoms of a design."""
+    sources = tuple(
+        Data(f"s{n}", group="real" if n < 2 else "phantom", variation=None if n < 2 else n / 3)
+        for n in range(4)
+    )
+    study = Study("toy", sources, (Way("dm"), Way("kcenter")), (1,), (NET,), about="A toy.")
+    measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(4)}
+    return Opened(study, [], found, measured, [], SEED)
+
+
+def test_the_paper_says_what_the_rows_say() -> None:
+    rows = [r for group in book(0.05).groups.values() for r in group.rows]
+    full = Book([{"classes": 2, "train": 9, **one} for one in rows], (1,))
+    text = paper(toy(full), None, "runs/toy")
+    # All four gains are 5 points; of 16 flips of signs one is as large: p is about 1 / 16.
+    (line,) = [line for line in text.splitlines() if line.startswith("| dm | 5.0")]
+    assert line.startswith("| dm | 5.0 [5.0, 5.0]; 4 above, 0 below of 4; p = 0.06")
+    assert "| kcenter | -10.0 [-10.0, -10.0]; 0 above, 4 below of 4; p = 1 |" in text
+    assert "At 1 per class the best mean is that of dm on 4 of 4 sources." in text
+    # Gaps of 0.05 / 0.4 and 0.05 / 0.38: 12.5% and 13.2%, the median of both.
+    assert "| dm | 1 | 13% of 2 | 14% of 2 |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| 1 | s3 |")]
+    assert "| 61.1 [" in line
+    assert "| 1 | s1 |" not in text.split("Phantoms whose variation")[1].split("## Cost")[0]
+    assert "| s0 | real | 2 | 9 | 0.100 | 90.1 [89.9, 90.3] |" in text
+    assert "| dm | 3.0 s |" in text
+    assert "beat all data" not in text
+    assert "s0 at 1" not in text.split("## Limits")[1].split("## Settings")[0]
+    over = Book([{"classes": 2, "train": 9, **r} for r in rows if r["method"] != "dm"], (1,))
+    assert "## The indicator" not in paper(toy(over), None, "runs/toy")
+    high = [{**r, "accuracy": 0.99} if r["method"] == "dm" else r for r in rows]
+    told = paper(toy(Book([{"classes": 2, "train": 9, **r} for r in high], (1,))), None, "x")
+    assert "At 1 per class 4 sets beat all data beyond both intervals: dm on s0, dm on s1" in told
+
+
+def test_the_claim_is_held_against_the_numbers() -> None:
+    def judged(spearman: float, gain: float, p: float) -> dict[str, Any]:
+        at = {"spearman": spearman, "gain_spearman": gain}
+        return {"error": 0.05, "p_value": p, "p_better": 0.01, "budgets": {"1": at}}
+
+    def told(seed: dict[str, Any], chosen: str = SEED) -> str:
+        report = {"accuracy": {SEED: seed, "ridge, few": judged(0.95, 0.8, 0.001)}}
+        return claim(Indicator((), chosen, report, "toy"))[0]
+
+    assert "the distilled set's holds at fixed" in told(judged(0.9, 0.1, 0.001))
+    assert "hardly tells what distillation adds" in told(judged(0.9, 0.1, 0.001))
+    assert "also tells" in told(judged(0.9, 0.5, 0.001))
+    assert "does not hold" in told(judged(0.4, 0.1, 0.001))
+    assert "does not hold" in told(judged(0.9, 0.1, 0.2))
+    assert "No candidate with more numbers errs less" in told(judged(0.9, 0.1, 0.01))
+    assert "ridge, few, errs by 0.050" in told(judged(0.9, 0.1, 0.01), "ridge, few")
+
+
+def test_the_command_line_writes_words_and_figures(page: Path, tmp_path: Path) -> None:
+    study, out = str(page.parent / "out"), str(tmp_path / "found.md")
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["report", *words])
+
+    assert run(study, "--out", out).exit_code == 0
+    text = Path(out).read_text()
+    assert "# What the study tiny found" in text
+    assert "<i>" not in text  # names are no markup here either
+    made = run(study, "--out", str(tmp_path / "p.html"), "--figures", str(tmp_path / "figures"))
+    assert made.exit_code == 0
+    assert "figures in" in made.stdout
+    assert list((tmp_path / "figures").glob("*.pdf"))
+    for words, said in (
+        ((str(tmp_path), "--out", out), "only these have figures and words"),
+        ((study, "--indicator", "x.json"), "expected --out FILE.md"),
+    ):
+        wrong = run(*words)
+        assert wrong.exit_code == 2
+        assert said in wrong.stderr
 
 
 def test_rows_survive_their_file() -> None:

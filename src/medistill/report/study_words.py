@@ -49,7 +49,7 @@ def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[st
     sources = book.names("source")
     told.append(
         f"{len(sources)} sources and {len(methods_of(book))} methods at "
-        f"{_listed([str(ipc) for ipc in book.budgets])} images per class; {done:,} of {total:,} "
+        f"{listed([str(ipc) for ipc in book.budgets])} images per class; {done:,} of {total:,} "
         "cells are done."
     )
     if states.get("missing"):
@@ -88,11 +88,17 @@ def _at(ipc: int, found: Sequence[Against]) -> str:
     text += "."
     worse = [one.method for one in found if one.gain < 0]
     if worse:
-        text += f" {_listed(worse)} stay{'s' if len(worse) == 1 else ''} behind random images."
+        text += f" {listed(worse)} stay{'s' if len(worse) == 1 else ''} behind random images."
     elif last is not best:
         text += f" {last.method} gains least ({100 * last.gain:+.1f})."
     return text
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them.
+
+    Example:
+        >>> listed(["a", "b", "c"])
+        'a, b and c'
+    """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

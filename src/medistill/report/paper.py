@@ -1,0 +1,255 @@
+"""What a study found, as Markdown in a paper's order; every number is read from its rows."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ..indicator import Array, Indicator
+from ..judge import flipped
+from ..metrics import score
+from ..records import to_record, write_atomic
+from ..study import BASELINES, Folder, grid
+from ..tabulate import as_markdown, table, text_of
+from .paper_answers import claim, lines, sample, variation
+from .study import Opened, opened
+from .study_words import against_random, findings, listed
+
+
+def study_paper(path: Path, out: Path, indicator: Indicator | None = None) -> None:
+    """Write the findings of the study in the folder `path`, with what its indicator was judged as.
+
+    Raises: DataError when `path` is no study folder or a cell in it is damaged; RunRefused when
+    `out` cannot be written.
+    """
+    write_atomic(out, paper(opened(Folder(path)), indicator, str(path)).encode())
+
+
+def paper(found: Opened, indicator: Indicator | None, place: str) -> str:
+    """Return the page as text; `place` is how its commands name the study."""
+    parts = [
+        f"# What the study {found.study.name} found",
+        f"Written by `medistill report {place} --out findings.md` from the study's rows; no number "
+        "is typed by hand.",
+        *_short(found, indicator),
+        *_protocol(found),
+        *_gains(found),
+        *variation(found),
+        *(sample(indicator) if indicator else ()),
+        *_cost(found),
+        *_surprises(found),
+        *_limits(found),
+        *_scores(found),
+    ]
+    # Names are the study's: none of them is markup.
+    return "\n\n".join(parts).replace("<", "&lt;") + "\n"
+
+
+def _short(found: Opened, indicator: Indicator | None) -> list[str]:
+    states: dict[str, int] = {}
+    for one in found.entries:
+        states[one.state] = states.get(one.state, 0) + 1
+    told, warned = findings(found.book, found.backbone, states)
+    points = [*told, *(claim(indicator) if indicator else ())]
+    return ["## In short", "\n".join(f"- {text}" for text in [*points, *warned])]
+
+
+def _protocol(found: Opened) -> list[str]:
+    study, protocol = found.study, found.study.protocol
+    chosen = (
+        "by random images of the same number, whose choice serves all methods"
+        if protocol.tuning == "random"
+        else "by pilots of each set"
+    )
+    text = (
+        f"{study.about} Distilled and trained with {listed(study.backbones)}; {study.seeds} "
+        f"syntheses of each method, {protocol.students} student on each; {protocol.random} draws "
+        f"of random images; {protocol.full} trainings on all data. A student makes "
+        f"{protocol.steps} steps of {protocol.batch} images. Learning rate (of "
+        f"{listed([str(rate) for rate in protocol.rates])}) and stop were chosen on the validation "
+        f"split {chosen}. The test split was read once by each student at its end and chose "
+        "nothing. Intervals: 95%, Student's t over syntheses (random images: over draws); of the "
+        "gap closed: three standard errors."
+    )
+    rows = []
+    for data in study.sources:
+        group = found.book.group(data.title, "full", 0, found.backbone)
+        if group is None:
+            continue
+        first, full = group.rows[0], score(group.scores("accuracy"))
+        fisher = found.measured.get(data.title, {}).get("variation", {}).get("fisher", math.nan)
+        facts = (str(first["classes"]), str(first["train"]), f"{fisher:.3f}")
+        rows.append((data.title, data.group, *facts, text_of(full, "accuracy")))
+    head = ("source", "kind", "classes", "training images", "Fisher ratio", "all data, accuracy")
+    return ["## Protocol", text, lines(head, rows)]
+
+
+def _over_sources(found: Opened, method: str, ipc: int) -> tuple[Array, Array]:
+    """Return a method's accuracies and those of random images, over sources that have both."""
+    pairs = []
+    for source in found.book.names("source"):
+        own = found.book.score("accuracy", source, method, ipc, found.backbone)
+        base = found.book.score("accuracy", source, "random", ipc, found.backbone)
+        if own is not None and base is not None:
+            pairs.append((own.mean, base.mean))
+    sides = np.array(pairs).reshape(-1, 2)
+    return sides[:, 0], sides[:, 1]
+
+
+def _gains(found: Opened) -> list[str]:
+    text = (
+        "Points of accuracy above as many random real images: mean over sources with its 95% "
+        "interval; then on how many sources both intervals part, above and below; then the p-value "
+        "of a sign-flip test over sources (one-sided, not corrected for the number of methods)."
+    )
+    budgets = found.book.names("ipc")
+    rows = []
+    for method in found.methods:
+        cells = []
+        for ipc in budgets:
+            own, base = _over_sources(found, method, ipc)
+            parted = [
+                x for x in against_random(found.book, ipc, found.backbone) if x.method == method
+            ]
+            if not len(own) or not parted:
+                cells.append("")
+                continue
+            mean = score((own - base).tolist())
+            cells.append(
+                f"{text_of(mean, 'accuracy')}; {parted[0].above} above, {parted[0].below} below of "
+                f"{parted[0].sources}; p = {flipped(-own, -base):.2g}"
+            )
+        rows.append((method, *cells))
+    head = ("method", *(f"{ipc} per class" for ipc in budgets))
+    best = [_best(found, ipc) for ipc in budgets]
+    return ["## Against random images", text, lines(head, rows), " ".join(filter(None, best))]
+
+
+def _best(found: Opened, ipc: int) -> str:
+    """Say which method has the best mean on how many sources."""
+    wins: dict[str, int] = {}
+    for source in found.book.names("source"):
+        means = {}
+        for method in (*found.methods, "random"):
+            own = found.book.score("accuracy", source, method, ipc, found.backbone)
+            if own is not None:
+                means[method] = own.mean
+        if len(means) > 1:
+            top = max(means, key=lambda name: means[name])
+            wins[top] = wins.get(top, 0) + 1
+    if not wins:
+        return ""
+    order = sorted(wins.items(), key=lambda pair: -pair[1])
+    return (
+        f"At {ipc} per class the best mean is that of "
+        + listed([f"{name} on {count}" for name, count in order])
+        + f" of {sum(wins.values())} sources."
+    )
+
+
+def _cost(found: Opened) -> list[str]:
+    rows = []
+    for method in found.methods:
+        cells = []
+        for ipc in found.book.names("ipc"):
+            spent = [
+                one.mean
+                for source in found.book.names("source")
+                if (one := found.book.score("distill_seconds", source, method, ipc, found.backbone))
+            ]
+            cells.append(f"{float(np.median(spent)):.1f} s" if spent else "")
+        rows.append((method, *cells))
+    head = ("method", *(f"{ipc} per class" for ipc in found.book.names("ipc")))
+    return [
+        "## Cost",
+        "Median seconds of a distillation over sources, on the study's machine, beside other work; "
+        "experts, banks and sketches are prepared once and not counted in those that reuse them.",
+        lines(head, rows),
+    ]
+
+
+def _surprises(found: Opened) -> list[str]:
+    told = []
+    for ipc in found.book.names("ipc"):
+        above = []
+        for source in found.book.names("source"):
+            full = found.book.score("accuracy", source, "full", 0, found.backbone)
+            for method in found.methods:
+                own = found.book.score("accuracy", source, method, ipc, found.backbone)
+                if own and full and (own.low or 0) > (1 if full.high is None else full.high):
+                    above.append(f"{method} on {source}")
+        if above:
+            told.append(
+                f"At {ipc} per class {len(above)} sets beat all data beyond both intervals: "
+                f"{listed(above)}. Students stop where random images of that number chose, all "
+                "data where its own pilots did."
+            )
+    told += [text for ipc in found.book.names("ipc") if (text := _unsteady(found, ipc))]
+    return ["## What surprised", "\n".join(f"- {text}" for text in told)] if told else []
+
+
+def _unsteady(found: Opened, ipc: int) -> str:
+    """Say which method differs most from synthesis to synthesis, and which least."""
+    spread = {}
+    for method in (*found.methods, "random"):
+        known = []
+        for source in found.book.names("source"):
+            group = found.book.group(source, method, ipc, found.backbone)
+            values = group.scores("accuracy") if group else []
+            if len(values) > 1:
+                known.append(float(np.std(values, ddof=1)))
+        if known:
+            spread[method] = float(np.median(known))
+    if len(spread) < 2:
+        return ""
+    order = sorted(spread, key=lambda name: spread[name])
+    return (
+        f"At {ipc} per class {order[-1]} varies most from synthesis to synthesis (standard "
+        f"deviation {100 * spread[order[-1]]:.1f} points, median over sources), {order[0]} least "
+        f"({100 * spread[order[0]]:.1f})."
+    )
+
+
+def _limits(found: Opened) -> list[str]:
+    study = found.study
+    absent = sorted(
+        {
+            (place.source, place.ipc)
+            for place in grid(study)
+            if place.method not in (*BASELINES, "measure")
+        }
+        - {(key[0], key[2]) for key in found.book.groups if key[1] not in BASELINES}
+    )
+    points = [
+        "The methods make a small part of their papers' steps, the student is small and its "
+        "training short: the table ranks methods at that cost, not at their best.",
+        "Learning rate and stop serve all methods of a source and budget as random images chose "
+        "them; a method whose sets want another rate is held back, random images are not.",
+        "Tasks made from the same images are not independent datasets: the errors with whole "
+        "families left out are the honest ones for data of another kind.",
+        f"{study.seeds} syntheses give wide intervals, and sign-flip tests over sources treat "
+        "related sources as independent.",
+        "One test split each: intervals say nothing of other hospitals.",
+    ]
+    if absent:
+        places = listed([f"{source} at {ipc}" for source, ipc in absent])
+        points.append(f"Without numbers, for a class is too small or they were not run: {places}.")
+    settings = "\n".join(
+        f"- {way.title}: {way.method}"
+        + (f", settings {to_record(way)['settings']}" if way.settings else ", its defaults")
+        + (f", steps by images per class {way.steps}" if way.steps else "")
+        for way in study.methods
+    )
+    return ["## Limits", "\n".join(f"- {text}" for text in points), "## Settings", settings]
+
+
+def _scores(found: Opened) -> list[str]:
+    parts = ["## All scores"]
+    for metric, title in (
+        ("accuracy", "Accuracy on the test split, percent:"),
+        ("auc", "AUC (macro) on the test split, percent:"),
+        ("worth", "Worth: random images per class that reach the same accuracy:"),
+    ):
+        made = table(found.book, metric=metric, fixed={"backbone": found.backbone})
+        parts += [title, as_markdown(made)]
+    return parts
