@@ -1,7 +1,6 @@
 """What a method prepares once, kept on disk and shared by all budgets and seeds of synthesis."""
 
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from . import __version__
 from .backbones import to_spec
 from .compute import Mode
 from .methods import Method, Task
-from .records import State, digest, load_state, save_state, to_record
+from .records import State, digest, load_state, locked, save_state, to_record
 from .rng import Rng
 
 
@@ -64,9 +63,7 @@ def _alone(store: Path | None) -> Iterator[None]:
     if store is None:
         yield
         return
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store.with_suffix(".lock"), "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(store):
         yield
 
 

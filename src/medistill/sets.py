@@ -27,6 +27,7 @@ from .records import (
 )
 
 FULL = {torch.uint8: 255, torch.uint16: 65535}  # what is stored for intensity 1
+GIVEN = "given, not from the data"  # a normalization
 BLOCK = 1024  # images read at once where a whole set is, or fewer:
 BLOCK_PIXELS = 2**24
 TaskKind = Literal["binary", "multi-class", "ordinal", "multi-label"]
@@ -47,6 +48,7 @@ class Card:
     mean and std are per channel, on intensities in [0, 1]; `normalization` says where they come
     from. `flips` is False where a mirrored image changes its class (left and right organs).
     `intensity` is the rule by which stored values became intensities: all sites must follow it.
+    `patients` is True where the numbers of groups are patients, not identical images.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Card:
     flips: bool = True
     intensity: str = ""
     digest: str = ""
+    patients: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,9 +330,7 @@ def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Ca
             f"found mean {list(mean)} and std {list(std)} for {card.name}; expected "
             f"{card.channels} number(s) each, and a std above 0"
         )
-    return dataclasses.replace(
-        card, mean=tuple(mean), std=tuple(std), normalization="given, not from the data"
-    )
+    return dataclasses.replace(card, mean=tuple(mean), std=tuple(std), normalization=GIVEN)
 
 
 def with_statistics(splits: Splits) -> Splits:

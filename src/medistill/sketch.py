@@ -18,6 +18,7 @@ from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import extract, extract_fast, fixed, read_size
+from .privacy import Guarantee
 from .progress import progress
 from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
@@ -73,7 +74,8 @@ class Sketch:
     sin(t_j . phi_ml(A_m(x)))]_jl / sqrt(J L)), phi_ml what stage l of L of network m gives, so one
     image adds a vector of norm 1 for each of the networks; counts[c] is the number of images.
     Shapes: sums int64 [k, networks, 2 J L]; counts int64 [k]; spreads float64 [networks, L], the
-    constants that `spreads_of` gives.
+    constants that `spreads_of` gives. With `privacy` sums and counts are noisy, and one patient
+    adds the mean of its images' vectors.
     """
 
     spec: SketchSpec
@@ -81,6 +83,7 @@ class Sketch:
     sums: Tensor
     counts: Tensor
     spreads: Tensor
+    privacy: Guarantee | None = None
 
     @property
     def state(self) -> State:
@@ -110,6 +113,7 @@ class Sketch:
     def save(self, path: Path) -> None:
         """Write the sketch as safetensors with one JSON header."""
         header = {"format": FORMAT, "spec": to_record(self.spec), "card": to_record(self.card)}
+        header |= {} if self.privacy is None else {"privacy": to_record(self.privacy)}
         save_state(path, self.state, header)
 
     @staticmethod
@@ -124,7 +128,9 @@ class Sketch:
         try:
             spec = from_record(SketchSpec, header["spec"])
             card = from_record(Card, header["card"])
-            found = Sketch(spec, card, state["sums"], state["counts"], state["spreads"])
+            held = header.get("privacy")
+            privacy = None if held is None else from_record(Guarantee, held)
+            found = Sketch(spec, card, state["sums"], state["counts"], state["spreads"], privacy)
         except (KeyError, TypeError, UsageError) as error:
             raise DataError(f"{path} is no whole sketch ({error}); expected one") from None
         found._check(path)
@@ -133,7 +139,7 @@ class Sketch:
     def _check(self, path: Path) -> None:
         self._check_spec(path)
         k = len(self.card.classes)
-        shape = _shape(self.card, self.spec)
+        shape = shape_of(self.card, self.spec)
         if self.sums.dtype != torch.int64 or tuple(self.sums.shape) != shape:
             raise DataError(
                 f"{path}: found sums {self.sums.dtype} {tuple(self.sums.shape)}; "
@@ -143,8 +149,7 @@ class Sketch:
             raise DataError(
                 f"{path}: found no count for each of {k} classes; expected int64 ({k},)"
             )
-        spreads = self.spreads
-        levels = len(self.spec.sizes(self.card))
+        spreads, levels = self.spreads, len(self.spec.sizes(self.card))
         if spreads.dtype != torch.float64 or spreads.shape != (self.spec.networks, levels):
             raise DataError(f"{path}: found no spread for each level; expected float64 numbers")
         if not bool((spreads.isfinite() & (spreads > 0)).all()):
@@ -153,6 +158,8 @@ class Sketch:
             raise DataError(f"{path}: found counts {self.counts.tolist()}; expected some images")
         most = self.sums.double().abs().amax((1, 2)) / GRID
         bound = self.counts.double() / math.sqrt(self.spec.frequencies * levels)
+        if self.privacy is not None:
+            bound = bound + 20 * self.privacy.noise * self.privacy.bound  # 20 deviations
         if (most > bound * (1 + 1e-6)).any():
             raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
 
@@ -196,13 +203,17 @@ class Probe:
 
         What is computed of an image does not depend on the others: blocks have one size.
         """
-        seen = self.augmentation.apply(images, self.draw)
-        features = extract_fast(self.network, seen, compute, levels=True, fill=True)
-        blocks = compute.blocks(features, fill=True)
-        found = torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
+        found = self.of_images(images, compute)
         if not bool(found.isfinite().all()):
             raise DataError("found features that are not finite; expected finite pixels")
         return (found.double() * GRID).round().long()
+
+    def of_images(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
+        """Return the vectors of images [n, 2 J L] without a gradient, each from its image alone."""
+        seen = self.augmentation.apply(images, self.draw)
+        features = extract_fast(self.network, seen, compute, levels=True, fill=True)
+        blocks = compute.blocks(features, fill=True)
+        return torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
 
 
 def mean_of(sums: Tensor, counts: Tensor) -> Tensor:
@@ -317,7 +328,7 @@ def sketch(
     size = read_size(real)
     shards = (real.take(part) for part in torch.arange(len(real)).split(size))
     counts = torch.tensor([len(members) for members in real.by_class])
-    sums = torch.zeros(_shape(card, spec), dtype=torch.int64)
+    sums = torch.zeros(shape_of(card, spec), dtype=torch.int64)
     with progress("sketch", len(real)) as advance:
         for shard, part in enumerate(engine.map(task, shards)):
             sums += part
@@ -325,13 +336,14 @@ def sketch(
     return Sketch(spec, card, sums, counts, spreads)
 
 
-def _shape(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
+def shape_of(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
+    """Return the shape of a sketch's sums."""
     return len(card.classes), spec.networks, 2 * spec.frequencies * len(spec.sizes(card))
 
 
 def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:
     """Return the sums of a few images: they are read once and seen by all networks."""
-    sums = torch.zeros(_shape(real.card, spec), dtype=torch.int64)
+    sums = torch.zeros(shape_of(real.card, spec), dtype=torch.int64)
     images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
     for number in range(spec.networks):
         way = probe(spec, real.card, number, spreads[number], real.device)
@@ -342,12 +354,15 @@ def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute)
 def merge(sketches: Sequence[Sketch]) -> Sketch:
     """Return the sketch of all images of several sketches: their sums added.
 
+    Private ones keep the weakest guarantee among them, if no patient is in two of them: each
+    patient's vector is in one sum (parallel composition).
     Raises: DataError when they differ in anything but names, digests and counts, naming the field.
     """
     first = sketches[0]
     for other in sketches[1:]:
         for kind, one, two in (
             ("", to_record(first.spec), to_record(other.spec)),
+            ("privacy ", _promise(first), _promise(other)),
             ("card ", _kind(first.card), _kind(other.card)),
             ("", {"spreads": first.spreads.tolist()}, {"spreads": other.spreads.tolist()}),
         ):
@@ -366,7 +381,15 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
     )
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
-    return Sketch(first.spec, card, sums, counts, first.spreads)
+    promised = [part.privacy for part in sketches if part.privacy]
+    worst = max(promised, key=lambda one: one.epsilon, default=None)
+    return Sketch(first.spec, card, sums, counts, first.spreads, worst)
+
+
+def _promise(sketch: Sketch) -> Json:
+    """Return what two private sketches must share; a plain one shares it with plain ones alone."""
+    held = sketch.privacy
+    return {"unit": held and held.unit, "delta": held and held.delta, "bound": held and held.bound}
 
 
 def _kind(card: Card) -> Json:

@@ -14,7 +14,7 @@ from .inspect import inspect
 from .medmnist_table import TABLE
 from .source import Source, Where, parse
 
-__all__ = ["check_splits", "fetch", "inspect", "load", "names"]
+__all__ = ["check_splits", "fetch", "inspect", "load", "names", "public_classes"]
 
 _Load = Callable[[Source, Where], Splits]
 
@@ -76,6 +76,17 @@ def _read(text: str, where: Where) -> Splits:
     module, read = _KINDS[source.kind]
     source.check(module.OPTIONS)
     return read(source, where)
+
+
+def public_classes(source: str) -> bool:
+    """Say whether a source's classes stand in medistill itself, and were not read from the data.
+
+    Example:
+        >>> public_classes("pneumoniamnist@64"), public_classes("csv:scans.csv")
+        (True, False)
+    """
+    kinds = [kind for kind in _KINDS if kind != "medmnist"]
+    return parse(source, kinds, names()).kind in ("medmnist", "phantom")
 
 
 def fetch(name: str, *, root: Path | None = None, offline: bool = False) -> Path:

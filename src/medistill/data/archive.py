@@ -1,6 +1,5 @@
 """Archives of image folders: unpacked once, into the cache, with nothing outside it touched."""
 
-import fcntl
 import shutil
 import tarfile
 import tempfile
@@ -10,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError, RunRefused
 from ..places import cache_folder
 from ..progress import progress
-from ..records import digest
+from ..records import digest, locked
 from .files import PICTURES
 
 MOST_FILES = 5_000_000
@@ -28,9 +27,7 @@ def unpacked(path: Path) -> Path:
     facts = path.stat()
     key = digest([str(path.resolve()), facts.st_size, facts.st_mtime_ns])[:24]
     to = cache_folder() / "unpacked" / key
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with open(to.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(to):
         if not to.is_dir():
             begun = Path(tempfile.mkdtemp(dir=to.parent, prefix=".unpacking-"))
             try:

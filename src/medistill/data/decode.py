@@ -1,6 +1,5 @@
 """Decoding many files once: workers fill a memory-mapped file, which the next run finds again."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ from ..engine import Processes
 from ..errors import DataError, RunRefused, UsageError
 from ..places import cache_folder
 from ..progress import progress
-from ..records import Json, digest, write_atomic
+from ..records import Json, digest, locked, write_atomic
 
 Array = np.ndarray[Any, Any]
 IN_MEMORY = 2**26  # bytes; what is larger goes to a file
@@ -147,8 +146,7 @@ def _held(
     path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[..., None]
 ) -> Decoded:
     """Return the images of a file of the cache, made where it is not there."""
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs one decodes and the other waits
+    with locked(path):  # of two runs one decodes and the other waits
         if not path.is_file():
             _make_room(path.parent, math.prod(shape) * dtype.itemsize, path)
             make(path, shape=shape, dtype=dtype)

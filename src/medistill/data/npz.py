@@ -1,5 +1,6 @@
 """`npz:PATH`: a file in the layout of MedMNIST, that is images and labels of three splits."""
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -70,6 +71,7 @@ def read(path: Path, card: Card | None = None) -> Splits:
     labels = {name: _labels(arrays.pop(f"{name}_labels"), f"{path}: {name}") for name in SPLITS}
     card = card or _card(path, images["train"], labels)
     groups = _groups(people, images, path)
+    card = dataclasses.replace(card, patients=bool(groups))
     parts = (RealSet(images[n], labels[n], card, groups.get(n), file=files[n]) for n in SPLITS)
     return Splits(*parts)
 

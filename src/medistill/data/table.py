@@ -1,5 +1,6 @@
 """A list of images with labels, patients and splits: what csv, datalist, dicom and nifti share."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,7 @@ def assembled(
     (same,) = identical([decoded.blocks()])
     patients = _patients(items)
     groups = same if patients is None else patients
+    card = dataclasses.replace(card, patients=patients is not None)
     units = same if by == "image" or patients is None else _joined(patients, same)
     dealt = _dealt([item.split for item in items], first, units, rng)
     for name, positions in zip(SHARES, dealt, strict=True):

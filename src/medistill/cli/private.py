@@ -1,0 +1,85 @@
+"""What medistill sketch says and refuses where --epsilon asks for a proof."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..private_sketch import Plan
+    from ..records import Json
+    from ..sets import Card
+
+# Noise grows with the root of their number, so a private sketch looks at less.
+PLAIN: dict[str, Any] = {"networks": 20, "frequencies": 512, "layers": "all"}
+PRIVATE: dict[str, Any] = {"networks": 20, "frequencies": 128, "layers": "last"}
+
+
+def classes_of(text: str | None, source: str, card: "Card") -> Sequence[str]:
+    """Return the public list of classes: as it is given, or medistill's own of a known set.
+
+    Raises: UsageError when none is given and the names were read from the data.
+    """
+    from ..data import public_classes
+    from ..errors import UsageError
+
+    if text is not None:
+        return [name.strip() for name in text.split(",")]
+    if public_classes(source):
+        return card.classes
+    raise UsageError(
+        f"found the classes of {card.name} in the data, so that their names tell who is in it; "
+        f"expected a public list: if it may be known, --classes '{','.join(card.classes)}'"
+    )
+
+
+def needs_epsilon(**given: object) -> None:
+    """Refuse flags of a private sketch where there is no --epsilon.
+
+    Raises: UsageError that names the flag.
+    """
+    from ..errors import UsageError
+
+    for name, value in given.items():
+        if value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"found {flag} without --epsilon; expected both, or neither")
+
+
+def plan_record(plan: "Plan") -> "Json":
+    """Return the JSON form of a plan."""
+    from ..privacy import attacker
+    from ..records import to_record
+
+    held = plan.guarantee
+    return {
+        "guarantee": to_record(held),
+        "attacker": attacker(held.epsilon, held.delta),
+        "classes": {one.name: {"units": one.units, "noise": one.noise} for one in plan.signals},
+        "hopeless": plan.hopeless,
+        "advice": plan.advice,
+    }
+
+
+def plan_text(plan: "Plan") -> str:
+    """Return a plan in words: what an attacker gains at most, and the noise of each class."""
+    held = plan.guarantee
+    lines = [guarantee_text(plan_record(plan))]
+    wide = max(len(one.name) for one in plan.signals)
+    for one in plan.signals:
+        share = f"noise {100 * one.noise:.0f}% of the mean at most"
+        lines.append(f"{one.name:<{wide}}  {one.units:>8.0f} {held.unit}s  {share}")
+    if plan.advice:
+        lines.append(plan.advice)
+    if plan.hopeless:
+        lines.append("A release would be refused: the noise drowns a class.")
+    lines.append("Nothing was released; these numbers are not private: keep them.")
+    return "\n".join(lines)
+
+
+def guarantee_text(record: "Json") -> str:
+    """Say what a guarantee means for one patient."""
+    held, gain = record["guarantee"], record["attacker"]
+    return (
+        f"epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}: whoever "
+        f"knows all the others, and says of 1 in 100 strangers that they are in, finds a member "
+        f"{100 * gain['tpr_at_0.01']:.1f} times in 100 at most"
+    )

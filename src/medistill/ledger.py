@@ -1,0 +1,95 @@
+"""The ledger: which private releases were made of which data, and what they guarantee together."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .errors import DataError, RunRefused, UsageError
+from .privacy import Guarantee, Unit, composed, receipt
+from .records import Json, from_record, locked, read_json, to_record, write_json
+
+FORMAT = "medistill ledger 1"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release: of which data, when, and with how much noise. It stays where the data are."""
+
+    receipt: str
+    time: str
+    data: str
+    digest: str
+    unit: Unit
+    epsilon: float
+    delta: float
+    noise: float
+
+
+def ledger_file() -> Path:
+    """Return the user's ledger: $MEDISTILL_LEDGER, else below $XDG_DATA_HOME or ~/.local/share."""
+    named = os.environ.get("MEDISTILL_LEDGER")
+    if named:
+        return Path(named).expanduser()
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / "medistill" / "ledger.json"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A file of releases, and the epsilon that all of the same data may reach together.
+
+    Data are the same where name or digest is: a patient more changes only the digest, another
+    folder only the name.
+    """
+
+    path: Path
+    limit: float | None = None
+
+    def releases(self) -> list[Release]:
+        """Return all releases, oldest first.
+
+        Raises: DataError when the file is damaged: nobody knows then what was spent.
+        """
+        if not self.path.exists():
+            return []
+        record = read_json(self.path)
+        try:
+            if record["format"] != FORMAT:
+                raise UsageError(f"found {record['format']!r}")
+            return [from_record(Release, one) for one in record["releases"]]
+        except (KeyError, TypeError, UsageError) as error:
+            raise DataError(
+                f"{self.path} is no whole ledger ({error}); expected {FORMAT}: put back a copy"
+            ) from None
+
+    def of(self, data: str, digest: str) -> list[Release]:
+        """Return the releases of the same data."""
+        return [one for one in self.releases() if one.data == data or one.digest == digest]
+
+    def together(self, data: str, digest: str, delta: float) -> float:
+        """Return the epsilon at delta of all releases of the same data."""
+        return composed([1 / one.noise for one in self.of(data, digest)], delta)
+
+    def spend(self, data: str, digest: str, guarantee: Guarantee) -> None:
+        """Note a release before it is made: a run that dies has spent its budget.
+
+        Raises: RunRefused when all together would go beyond the limit, and notes nothing then;
+        DataError when the ledger is damaged.
+        """
+        with locked(self.path):
+            before = self.of(data, digest)
+            mus = [*(1 / one.noise for one in before), guarantee.mu]
+            total = composed(mus, guarantee.delta)
+            if self.limit is not None and total > self.limit * (1 + 1e-9):
+                raise RunRefused(
+                    f"found {len(before)} release(s) of {data} before; with this one epsilon would "
+                    f"be {total:.2f} at delta {guarantee.delta:g}; expected {self.limit:g} at most: "
+                    "use what was released, or raise --limit"
+                )
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            facts = (guarantee.unit, guarantee.epsilon, guarantee.delta, guarantee.noise)
+            made = Release(receipt(), now, data, digest, *facts)
+            releases = [to_record(one) for one in (*self.releases(), made)]
+            record: Json = {"format": FORMAT, "releases": releases}
+            write_json(self.path, record)

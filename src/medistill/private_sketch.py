@@ -1,0 +1,283 @@
+"""Sketches with a proof: one bounded vector for each patient, one noisy release of their sum."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .compute import PLAIN, Compute
+from .engine import Engine, Here
+from .errors import RunRefused, UsageError
+from .ledger import Ledger
+from .privacy import GRID, Clean, Guarantee, Unit, clipped, epsilon_of, noise_of
+from .progress import progress
+from .sets import GIVEN, Card, RealSet
+from .sketch import GRID as SKETCH_GRID
+from .sketch import Sketch, SketchSpec, check_backbone, probe, shape_of, spreads_of
+
+COUNT = (
+    1.0  # what a patient adds to the number of its class, beside a vector of norm sqrt(networks)
+)
+CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
+SHARD = 2**25  # whole numbers of unit vectors at once
+HERE = Here()
+
+
+def bound_of(spec: SketchSpec) -> float:
+    """Return the longest vector that a unit can have: sqrt(networks + COUNT^2).
+
+    A unit's vector is the mean over its images of the sketch's vectors (of norm 1 for each network,
+    in the block of the image's class) and of ones that count classes; a mean is no longer than its
+    longest part.
+    """
+    return math.sqrt(spec.networks + COUNT**2)
+
+
+class Signal(NamedTuple):
+    """One class: its units, and how large the noise of its mean is beside the mean at most."""
+
+    name: str
+    units: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a release would be: its guarantee, the noise by class, and what would work instead."""
+
+    guarantee: Guarantee
+    signals: tuple[Signal, ...]
+    advice: str
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether some class's mean would drown in noise."""
+        return max(one.noise for one in self.signals) > HOPELESS
+
+
+def plan(
+    real: RealSet,
+    spec: SketchSpec,
+    *,
+    epsilon: float,
+    delta: float,
+    unit: Unit,
+    classes: Sequence[str],
+) -> Plan:
+    """Say how much noise a release would have in each class, before anything is released.
+
+    noise_c = noise bound sqrt(2 J L) / units_c, the length of the noise in one network's mean of
+    class c; the mean itself is no longer than 1.
+    It reads the real numbers of units: it is for the owner of the data, and no part of a release.
+    `classes` is the public list of classes, which must be that of the data.
+    Raises: UsageError when something is private that must be public (see `check`), or delta is too
+    large for the number of units.
+    """
+    units = check(real, unit, classes)
+    noise, bound = noise_of(epsilon, delta), bound_of(spec)
+    guarantee = Guarantee(epsilon, delta, unit, noise, bound)
+    if delta * len(units.unique()) > 1:
+        raise UsageError(
+            f"found delta {delta:g} for {len(units.unique())} {unit}s; expected less than one in "
+            "their number: such a delta would allow to publish a patient at random"
+        )
+    shares = _shares(real, units).sum(0)
+    width = math.sqrt(2 * spec.frequencies * len(spec.sizes(real.card)))
+    signals = tuple(
+        Signal(name, round(share, 3), noise * bound * width / max(share, 1e-9))
+        for name, share in zip(real.card.classes, shares.tolist(), strict=True)
+    )
+    return Plan(guarantee, signals, _advice(spec, guarantee, signals, width))
+
+
+def _advice(
+    spec: SketchSpec, guarantee: Guarantee, signals: tuple[Signal, ...], width: float
+) -> str:
+    """Say which epsilon, or which smaller sketch, would bring the noise down to CLEAR."""
+    worst = max(signals, key=lambda one: one.noise)
+    if worst.noise <= CLEAR:
+        return ""
+    needed = CLEAR * worst.units / (guarantee.bound * width)
+    told = [f"--epsilon {math.ceil(10 * epsilon_of(1 / needed, guarantee.delta)) / 10:g}"]
+    fewer = math.floor(spec.frequencies * (CLEAR / worst.noise) ** 2)
+    if fewer >= 8:
+        told.append(f"--frequencies {fewer}")
+    more = math.ceil(worst.units * worst.noise / CLEAR)
+    told.append(f"{more} {guarantee.unit}s of {worst.name} (there are {worst.units:.0f})")
+    return "noise would be moderate with " + ", or ".join(told)
+
+
+def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
+    """Return the number of each image's unit, int64 [n].
+
+    Raises: UsageError when the task has several labels, the classes are not those of the public
+    list, the normalization was taken from the data, or patients are the unit and the source does
+    not tell them apart.
+    """
+    card = real.card
+    if tuple(classes) != card.classes:
+        raise UsageError(
+            f"found classes {', '.join(card.classes)} in {card.name}; expected those of the public "
+            f"list: {', '.join(classes)}"
+        )
+    if card.task == "multi-label":
+        raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
+    if card.normalization != GIVEN:
+        raise UsageError(
+            f"found mean and std of {card.name} from its {card.normalization}, which are private; "
+            "expected public ones: give --mean and --std, as 0.5 and 0.25"
+        )
+    if real.whitening is not None:
+        raise UsageError("found whitening taken from the data, which is private; expected none")
+    if unit == "image":
+        return torch.arange(len(real))
+    if not card.patients or real.groups is None:
+        raise UsageError(
+            f"found no patient numbers in {card.name}; expected a source that tells patients apart "
+            "(a patient column, npz groups, DICOM), or --unit image where no patient has two images"
+        )
+    return real.groups
+
+
+def private_sketch(
+    real: RealSet,
+    spec: SketchSpec,
+    about: Plan,
+    ledger: Ledger,
+    compute: Compute = PLAIN,
+    engine: Engine = HERE,
+) -> Sketch:
+    """Return a sketch of a training split that is differentially private, as a plan of it says.
+
+    v_p = mean over images x of unit p of [1 at class(x)] (z(x), COUNT), z(x) the vector of
+    `Sketch`, cut toward 0 to whole numbers of 1 / GRID and to length sqrt(networks + COUNT^2);
+    released: sum_p v_p + discrete Gaussian, once, after it was noted in the ledger. Nothing of the
+    sum without noise is kept, and no seed could draw the noise again.
+    Source: one-shot noisy moments with the exact calibration of Balle and Wang (arXiv 1805.06530);
+    the proof stands in docs/privacy.md.
+    Raises: RunRefused when the noise would drown a class, or the ledger's limit is reached.
+    """
+    if about.hopeless:
+        worst = max(about.signals, key=lambda one: one.noise)
+        raise RunRefused(
+            f"found noise of {worst.noise:.1f} times the mean of class {worst.name} at epsilon "
+            f"{about.guarantee.epsilon:g}; expected {HOPELESS:g} at most: {about.advice}"
+        )
+    check_backbone(spec, real.card)
+    units = check(real, about.guarantee.unit, real.card.classes)
+    ledger.spend(real.card.name, real.digest, about.guarantee)
+    spreads = torch.tensor(
+        [spreads_of(spec, real.card, number) for number in range(spec.networks)],
+        dtype=torch.float64,
+    )
+    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), about.guarantee.bound)
+    return released(clean, about.guarantee, real.card, spec, spreads)
+
+
+def released(
+    clean: Clean, guarantee: Guarantee, card: Card, spec: SketchSpec, spreads: Tensor
+) -> Sketch:
+    """Return the sketch that one release of clean sums gives; all of it but the noise is public.
+
+    Noisy counts are rounded, and no less than 1; the digest of the data is left out.
+    """
+    k, networks, width = shape_of(card, spec)
+    noisy = clean.release(guarantee.noise).view(k, networks * width + 1)
+    sums = (noisy[:, :-1] * (SKETCH_GRID // GRID)).view(k, networks, width)
+    counts = (noisy[:, -1].double() / (GRID * COUNT)).round().clamp_min(1).long()
+    public = dataclasses.replace(card, digest="")
+    return Sketch(spec, public, sums, counts, spreads, guarantee)
+
+
+def unit_sums(
+    real: RealSet,
+    units: Tensor,
+    spec: SketchSpec,
+    spreads: Tensor,
+    compute: Compute = PLAIN,
+    engine: Engine = HERE,
+) -> Tensor:
+    """Return the sum of all units' vectors, int64 [k, networks 2 J L + 1] of 1 / GRID.
+
+    The last number of a class counts it. A unit's images are seen together and alone: what is
+    computed of one unit never depends on another.
+    """
+    k, networks, width = shape_of(real.card, spec)
+    order = units.argsort(stable=True)
+    _, sizes = units[order].unique_consecutive(return_counts=True)
+    most = max(1, SHARD // (k * (networks * width + 1)))
+    parts = order.split(_packed(sizes.tolist(), most))
+    shards = (_Shard(real.take(part), units[part]) for part in parts)
+    task = partial(_shard_sums, spec=spec, spreads=spreads, compute=compute)
+    total = torch.zeros((k, networks * width + 1), dtype=torch.int64)
+    with progress("sketch", len(real)) as advance:
+        for part, found in zip(parts, engine.map(task, shards), strict=True):
+            total += found
+            advance(len(part))
+    return total
+
+
+class _Shard(NamedTuple):
+    real: RealSet
+    units: Tensor
+
+
+def _packed(sizes: list[int], most: int) -> list[int]:
+    """Return lengths of shards of whole units, no more than `most` images where that can be.
+
+    Example:
+        >>> _packed([2, 2, 1, 5], 4)
+        [4, 1, 5]
+    """
+    packed: list[int] = []
+    for size in sizes:
+        if packed and packed[-1] + size <= most:
+            packed[-1] += size
+        else:
+            packed.append(size)
+    return packed
+
+
+def _shard_sums(shard: _Shard, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:
+    """Return the sum of the vectors of whole units."""
+    return unit_vectors(shard.real, shard.units, spec, spreads, compute).sum(0)
+
+
+def unit_vectors(
+    real: RealSet, units: Tensor, spec: SketchSpec, spreads: Tensor, compute: Compute = PLAIN
+) -> Tensor:
+    """Return the vectors of units, int64 [units, k, networks 2 J L + 1], none beyond the bound.
+
+    Images of a unit are added as whole numbers and divided by how many there are, toward 0.
+    """
+    k, networks, width = shape_of(real.card, spec)
+    _, number = units.unique(return_inverse=True)
+    counts = number.bincount()
+    found = torch.zeros((len(counts), k, networks * width + 1), dtype=torch.int64)
+    images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
+    flat = found.view(len(counts) * k, networks * width + 1)
+    row = number * k + labels
+    for place in range(networks):
+        way = probe(spec, real.card, place, spreads[place], real.device)
+        seen = way.of_images(images, compute).cpu().double()
+        # What no image of pixels can give is worth nothing, and stops nothing.
+        whole = (seen.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1) * GRID).trunc().long()
+        flat[:, place * width : (place + 1) * width].index_add_(0, row, whole)
+    flat[:, -1].index_add_(0, row, torch.full_like(row, int(COUNT * GRID)))
+    means = torch.div(found, counts.view(-1, 1, 1), rounding_mode="trunc")
+    return clipped(means, bound_of(spec))
+
+
+def _shares(real: RealSet, units: Tensor) -> Tensor:
+    """Return how much of each unit lies in each class, float64 [units, k]."""
+    _, number = units.unique(return_inverse=True)
+    shares = torch.zeros((int(number.max()) + 1, len(real.card.classes)), dtype=torch.float64)
+    shares.index_put_(
+        (number, real.labels.cpu()), torch.ones(len(real), dtype=torch.float64), accumulate=True
+    )
+    return shares / shares.sum(1, keepdim=True)
