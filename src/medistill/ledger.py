@@ -83,9 +83,9 @@ class Ledger:
             total = composed(mus, guarantee.delta)
             if self.limit is not None and total > self.limit * (1 + 1e-9):
                 raise RunRefused(
-                    f"found {len(before)} release(s) of {data} before; with this one epsilon would "
-                    f"be {total:.2f} at delta {guarantee.delta:g}; expected {self.limit:g} at most: "
-                    "use what was released, or raise --limit"
+                    f"found {len(before)} release(s) of {data} before; with this one epsilon "
+                    f"would be {total:.2f} at delta {guarantee.delta:g}; expected {self.limit:g} "
+                    "at most: use what was released, or raise --limit"
                 )
             now = datetime.now(UTC).isoformat(timespec="seconds")
             facts = (guarantee.unit, guarantee.epsilon, guarantee.delta, guarantee.noise)

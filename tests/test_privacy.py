@@ -1,0 +1,489 @@
+"""Privacy that is proved: calibration, exact noise, bounded patients, one release, the ledger."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import chisquare, norm
+from typer.testing import CliRunner
+
+from medistill import private_sketch as module
+from medistill.augment import Augmentation
+from medistill.backbones import ConvNet, to_spec
+from medistill.budget import Budget
+from medistill.cli import app
+from medistill.data import load
+from medistill.distill import distill
+from medistill.engine import Processes
+from medistill.errors import DataError, MedistillError, RunRefused, UsageError
+from medistill.ledger import Ledger
+from medistill.methods import DM, Task
+from medistill.methods.sketch import FromSketch
+from medistill.privacy import (
+    GRID,
+    Clean,
+    Guarantee,
+    attacker,
+    clipped,
+    composed,
+    delta_of,
+    discrete_gaussian,
+    epsilon_of,
+    noise_of,
+)
+from medistill.private_sketch import bound_of, plan, private_sketch, unit_sums, unit_vectors
+from medistill.records import to_record
+from medistill.rng import Rng
+from medistill.sets import Card, RealSet, normalized_by
+from medistill.sketch import GRID as SKETCH_GRID
+from medistill.sketch import Sketch, SketchSpec, merge, probe, sketch, spreads_of
+
+SMALL = ConvNet(2, 4)
+SPEC = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=2, frequencies=4)
+DELTA = 1e-5
+
+
+def patients(n: int = 40, each: int = 3, seed: int = 0) -> RealSet:
+    """Return images of patients that have up to `each` images, in any classes."""
+    real = load(f"phantom:n=90,size=16,classes=3,seed={seed}").train
+    real = real.take(torch.arange(n))
+    card = dataclasses.replace(normalized_by(real.card, [0.5], [0.25]), patients=True)
+    sizes = itertools.cycle((1, 2, each))
+    numbers = [patient for patient in range(n) for _ in range(next(sizes))]
+    groups = torch.tensor(numbers[:n])[torch.randperm(n, generator=Rng(seed).at("patients"))]
+    return RealSet(real.images, real.labels, card, groups)
+
+
+def spreads(card: Card, spec: SketchSpec = SPEC) -> torch.Tensor:
+    """Return the public constants of a spec."""
+    return torch.tensor([spreads_of(spec, card, m) for m in range(spec.networks)]).double()
+
+
+def released_of(real: RealSet, tmp_path: Path, epsilon: float = 1e6, **more: Any) -> Sketch:
+    """Return one private sketch, its plan made for it."""
+    given = {"delta": DELTA, "unit": "patient", "classes": real.card.classes, **more}
+    about = plan(real, SPEC, epsilon=epsilon, **given)
+    return private_sketch(real, SPEC, about, Ledger(tmp_path / "ledger.json"))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "sigma"),
+    [(0.5, 7.032), (1, 3.731), (2, 1.994), (4, 1.081), (8, 0.600), (10, 0.500)],
+)
+def test_noise_is_that_of_the_exact_curve(epsilon: float, sigma: float) -> None:
+    found = noise_of(epsilon, DELTA)
+    assert found == pytest.approx(sigma, abs=6e-4)
+    assert delta_of(1 / found, epsilon) <= DELTA
+    assert delta_of(1 / found, epsilon) == pytest.approx(DELTA, rel=1e-6)
+    assert epsilon_of(1 / found, DELTA) == pytest.approx(epsilon, rel=1e-6)
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 3.0])
+def test_the_curve_is_the_integral_it_stands_for(mu: float) -> None:
+    """delta = integral of max(0, p - e^epsilon q) over two normals whose means are mu apart."""
+    for epsilon in (0.1, 1.0, 4.0):
+
+        def loss(x: float, epsilon: float = epsilon) -> float:
+            return max(0.0, norm.pdf(x, mu) - math.exp(epsilon) * norm.pdf(x))
+
+        start = epsilon / mu + mu / 2
+        wanted, _ = quad(loss, start, start + 40, epsabs=1e-16, limit=400)
+        assert delta_of(mu, epsilon) == pytest.approx(wanted, rel=1e-3, abs=1e-14)
+
+
+def test_an_independent_accountant_agrees() -> None:
+    gdp = pytest.importorskip("opacus.accountants.analysis.gdp")
+    for epsilon, delta in itertools.product((0.3, 1.0, 4.0, 10.0), (1e-5, 1e-7)):
+        mu = 1 / noise_of(epsilon, delta)
+        assert gdp.eps_from_mu(mu=mu, delta=delta) == pytest.approx(epsilon, rel=1e-3)
+
+
+def test_the_textbook_formula_is_caught_at_epsilon_10() -> None:
+    textbook = math.sqrt(2 * math.log(1.25 / DELTA)) / 10
+    assert delta_of(1 / textbook, 10) > 2 * DELTA
+    assert noise_of(10, DELTA) > textbook
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 1e-5), (-1.0, 1e-5), (math.inf, 1e-5), (1.0, 0.0), (1, 1)])
+def test_what_is_no_budget_is_refused(wrong: tuple[float, float]) -> None:
+    with pytest.raises(UsageError):
+        noise_of(*wrong)
+
+
+def test_releases_compose_as_gaussians_do() -> None:
+    one = 1 / noise_of(1.0, DELTA)
+    assert composed([one], DELTA) == pytest.approx(1.0)
+    assert composed([one] * 4, DELTA) == pytest.approx(epsilon_of(2 * one, DELTA))
+    assert 2.0 < composed([one] * 4, DELTA) < 4.0
+    assert composed([], DELTA) == 0.0
+
+
+def test_what_an_attacker_gains_is_the_tables() -> None:
+    found = attacker(1.0, DELTA)
+    assert found["tpr_at_0.001"] == pytest.approx(0.0024, abs=5e-5)
+    assert found["tpr_at_0.01"] == pytest.approx(0.0198, abs=5e-5)
+    assert attacker(10.0, DELTA)["auc"] == pytest.approx(0.921, abs=5e-4)
+
+
+def test_small_noise_has_the_frequencies_of_its_formula() -> None:
+    drawn = discrete_gaussian(40_000, 1.5)
+    values = torch.arange(-5, 6)
+    counts = torch.tensor([(drawn == value).sum() for value in values]).double()
+    everything = torch.arange(-60, 61).double()
+    weights = torch.exp(-everything.square() / (2 * 1.5**2))
+    expected = torch.exp(-values.double().square() / (2 * 1.5**2)) / weights.sum() * len(drawn)
+    expected *= counts.sum() / expected.sum()
+    assert chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-6
+
+
+@pytest.mark.slow
+def test_a_million_draws_have_the_deviation_asked_for() -> None:
+    deviation = noise_of(1.0, DELTA) * bound_of(SPEC) * GRID
+    drawn = discrete_gaussian(1_000_000, deviation).double()
+    assert float(drawn.std()) == pytest.approx(deviation, rel=0.01)
+    assert abs(float(drawn.mean())) < 5 * deviation / 1000
+
+
+def test_what_is_clipped_is_never_longer_than_the_bound() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bound = 1.5
+    limit = math.floor(bound * GRID) ** 2
+    rows = [torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(10_000)]
+    scales = torch.logspace(-8, 12, 10_000, dtype=torch.float64).unsqueeze(1)
+    given = torch.stack(rows) * scales * GRID
+    exactly = torch.zeros(6, 6, dtype=torch.float64)
+    exactly.fill_diagonal_(bound * GRID)
+    wild = torch.tensor([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324]).double()
+    for vectors in (given, exactly, wild.repeat(6, 1), torch.diag(wild), -exactly.sqrt()):
+        found = clipped(vectors, bound)
+        assert found.dtype == torch.int64
+        assert all(sum(x * x for x in row) <= limit for row in found.tolist())
+    assert torch.equal(clipped(exactly, bound), exactly.long())  # what fits stays as it is
+    assert torch.equal(clipped(torch.tensor([[3, -4]]), bound), torch.tensor([[3, -4]]))
+    long = clipped(torch.tensor([[3.0, -4.0]], dtype=torch.float64) * GRID, 1.0).double() / GRID
+    assert long[0].tolist() == pytest.approx([0.6, -0.8], abs=1e-5)
+
+
+def slow_vectors(real: RealSet, units: torch.Tensor) -> dict[int, list[list[float]]]:
+    """Return each unit's vector by a loop over its images: means, before grid and clip."""
+    held, found = spreads(real.card), {}
+    for unit in units.unique().tolist():
+        rows = [[0.0] * (SPEC.networks * 8 * 2 + 1) for _ in real.card.classes]
+        mine = (units == unit).nonzero().flatten()
+        for image in mine:
+            row = rows[int(real.labels[image])]
+            place = 0
+            for number in range(SPEC.networks):
+                way = probe(SPEC, real.card, number, held[number], torch.device("cpu"))
+                for value in way.of_images(real.normalized(image.view(1)))[0].tolist():
+                    row[place] += value / len(mine)
+                    place += 1
+            row[-1] += 1 / len(mine)
+        found[unit] = rows
+    return found
+
+
+def test_a_patients_vector_is_the_mean_over_its_images() -> None:
+    real = patients(12)
+    assert real.groups is not None
+    width = unit_vectors(real, real.groups, SPEC, spreads(real.card)).shape[2]
+    assert width == SPEC.networks * 2 * SPEC.frequencies * len(SPEC.sizes(real.card)) + 1
+    found = unit_vectors(real, real.groups, SPEC, spreads(real.card)).double() / GRID
+    wanted = slow_vectors(real, real.groups)
+    assert len(wanted) < len(real)
+    for mine, rows in zip(found, wanted.values(), strict=True):
+        assert torch.allclose(mine, torch.tensor(rows).double(), atol=3 / GRID)
+
+
+def largest_move(real: RealSet, vectors: Callable[..., torch.Tensor] = unit_vectors) -> float:
+    """Return how far a patient that is left out moves the sum of vectors at most."""
+    assert real.groups is not None
+    held, most = spreads(real.card), 0.0
+    whole = vectors(real, real.groups, SPEC, held).sum(0)
+    for group in real.groups.unique():
+        rest = real.take((real.groups != group).nonzero().flatten())
+        assert rest.groups is not None
+        moved = (whole - vectors(rest, rest.groups, SPEC, held).sum(0)).flatten().tolist()
+        most = max(most, math.sqrt(sum(x * x for x in moved)) / GRID)
+    return most
+
+
+def test_leaving_any_patient_out_moves_the_sum_by_the_bound_at_most() -> None:
+    real = patients(30)
+    assert largest_move(real) <= bound_of(SPEC)
+    assert largest_move(real) > 0.98 * bound_of(SPEC)  # a patient with one image uses it all
+
+
+def test_a_unit_of_images_instead_of_patients_is_caught() -> None:
+    def by_image(real: RealSet, units: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return unit_vectors(real, torch.arange(len(real)), *rest)
+
+    assert largest_move(patients(30, each=6), by_image) > 1.5 * bound_of(SPEC)
+
+
+@pytest.mark.parametrize("fault", [3.0, math.nan, math.inf, -1e30])
+def test_whatever_a_network_says_of_an_image_the_bound_holds(
+    fault: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medistill.sketch import Probe
+
+    honest = Probe.of_images
+
+    def wild(self: Probe, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        found = honest(self, images, *rest)
+        return torch.where(
+            images.flatten(1).sum(1, keepdim=True) % 1 > 0.4, fault * torch.ones_like(found), found
+        )
+
+    real = patients(30)
+    monkeypatch.setattr(Probe, "of_images", wild)
+    assert largest_move(real) <= bound_of(SPEC)
+    if fault == 3.0:  # without the clip the same images move the sum too far
+        monkeypatch.setattr(module, "clipped", lambda vectors, bound: vectors)
+        assert largest_move(real) > 1.5 * bound_of(SPEC)
+
+
+def test_shards_and_processes_make_no_difference() -> None:
+    real = patients(20)
+    assert real.groups is not None
+    held = spreads(real.card)
+    whole = unit_vectors(real, real.groups, SPEC, held).sum(0)
+    old = module.SHARD
+    try:
+        for most in (1, 3 * 3 * whole.shape[1], old):
+            module.SHARD = most
+            assert torch.equal(unit_sums(real, real.groups, SPEC, held), whole)
+    finally:
+        module.SHARD = old
+    assert torch.equal(unit_sums(real, real.groups, SPEC, held, engine=Processes(2)), whole)
+
+
+def test_clean_sums_are_released_once_and_gone() -> None:
+    sums = torch.arange(6)
+    clean = Clean(sums, 1.0)
+    first = clean.release(2.0)
+    assert not torch.equal(first, torch.arange(6))
+    assert int(sums.abs().sum()) == 0
+    with pytest.raises(RunRefused, match="released before"):
+        clean.release(2.0)
+    with pytest.raises(TypeError):
+        Clean(torch.zeros(3), 1.0)
+
+
+def test_noise_enters_every_number_and_no_two_releases_share_it(tmp_path: Path) -> None:
+    real = patients(40)
+    assert real.groups is not None
+    exact = unit_sums(real, real.groups, SPEC, spreads(real.card)).double()
+    releases = []
+    for number in range(60):
+        made = released_of(real, tmp_path / str(number), epsilon=12.0)
+        noisy = made.sums.flatten(1).double() / (SKETCH_GRID // GRID)
+        releases.append(noisy - exact[:, :-1])
+    noise = torch.stack(releases)
+    wanted = noise_of(12.0, DELTA) * bound_of(SPEC) * GRID
+    assert float(noise.std()) == pytest.approx(wanted, rel=0.02)
+    each = noise.std(0)  # of 60 draws: within 40% of the deviation, for each number
+    assert float(each.min()) > 0.6 * wanted
+    assert float(each.max()) < 1.5 * wanted
+    assert abs(float(torch.corrcoef(noise.flatten(1)[:2])[0, 1])) < 0.3
+
+
+def test_counts_are_noisy_as_well(tmp_path: Path) -> None:
+    real = patients(40)
+    counts = [released_of(real, tmp_path / str(i), 12.0).counts.tolist() for i in range(40)]
+    spread = torch.tensor(counts).double().std(0)
+    wanted = noise_of(12.0, DELTA) * bound_of(SPEC)
+    assert float(spread.mean()) == pytest.approx(wanted, rel=0.35)
+    assert min(min(row) for row in counts) >= 1
+
+
+def test_almost_no_noise_gives_the_plain_sketch(tmp_path: Path) -> None:
+    real = patients(40)
+    assert real.groups is not None
+    alone = RealSet(real.images, real.labels, real.card, torch.arange(40))
+    found = released_of(alone, tmp_path, epsilon=1e9)
+    wanted = sketch(alone, SPEC)
+    assert torch.equal(found.counts, wanted.counts)
+    assert torch.allclose(found.means(), wanted.means(), atol=1e-4)
+
+
+def test_a_private_sketch_says_what_it_promises_and_nothing_of_the_data(tmp_path: Path) -> None:
+    real = patients(40)
+    card = dataclasses.replace(real.card, digest="secret-digest-of-the-data")
+    real = RealSet(real.images, real.labels, card, real.groups)
+    made = released_of(real, tmp_path, epsilon=20.0)
+    made.save(tmp_path / "a.sketch")
+    again = Sketch.load(tmp_path / "a.sketch")
+    assert again.privacy == made.privacy
+    assert again.privacy is not None
+    assert (again.privacy.epsilon, again.privacy.unit) == (20.0, "patient")
+    assert torch.equal(again.sums, made.sums)
+    assert b"secret-digest" not in (tmp_path / "a.sketch").read_bytes()
+    # It distills like any other, from noise; from real images nothing can start.
+    task = Task(again.without_images(), Budget(ipc=1), SMALL, sketch=again)
+    method = FromSketch(networks=2, frequencies=4, iterations=3, factor=1)
+    assert distill(method, task, seed=0).origin.real_pixels is False
+    with pytest.raises(UsageError, match="holds no images to start from"):
+        distill(dataclasses.replace(method, start="real"), task, seed=0)
+    with pytest.raises(UsageError):
+        distill(DM(), task, seed=0)
+
+
+def test_private_sketches_add_up_to_the_weakest_promise(tmp_path: Path) -> None:
+    one = released_of(patients(40), tmp_path / "one", epsilon=20.0)
+    two = released_of(patients(40, seed=1), tmp_path / "two", epsilon=30.0)
+    both = merge([one, two])
+    assert both.privacy is not None
+    assert both.privacy.epsilon == 30.0
+    assert torch.equal(both.sums, one.sums + two.sums)
+    with pytest.raises(DataError, match="privacy unit"):
+        merge([one, sketch(patients(40), SPEC)])
+    with pytest.raises(DataError, match="privacy delta"):
+        merge([one, released_of(patients(40), tmp_path / "three", 20.0, delta=1e-6)])
+
+
+def private(real: RealSet, **fields: Any) -> RealSet:
+    """Return a set whose card has other fields."""
+    return RealSet(real.images, real.labels, dataclasses.replace(real.card, **fields), real.groups)
+
+
+@pytest.mark.parametrize(
+    ("real", "more", "told"),
+    [
+        (private(patients(), normalization="training split"), {}, "which are private"),
+        (private(patients(), patients=False), {}, "no patient numbers"),
+        (patients(), {"classes": ["a", "b", "c"]}, "expected those of the public list: a, b, c"),
+        (patients(), {"delta": 0.1}, "publish a patient at random"),
+    ],
+)
+def test_what_is_private_and_must_be_public_is_refused(
+    real: RealSet, more: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        released_of(real, tmp_path, **more)
+    assert not (tmp_path / "ledger.json").exists()
+
+
+def test_hopeless_budgets_are_refused_with_what_would_work(tmp_path: Path) -> None:
+    real = patients(40)
+    with pytest.raises(RunRefused, match="noise would be moderate with --epsilon") as caught:
+        released_of(real, tmp_path, epsilon=0.5)
+    assert not (tmp_path / "ledger.json").exists()  # nothing was spent
+    enough = float(str(caught.value).split("--epsilon ")[1].split(",")[0])
+    given: Any = {"delta": DELTA, "unit": "patient", "classes": real.card.classes}
+    good = plan(real, SPEC, epsilon=enough, **given)
+    assert max(one.noise for one in good.signals) <= 0.3
+    assert not good.advice
+    # By hand: noise x bound x sqrt(width) over the units of the class.
+    width = 2 * SPEC.frequencies * len(SPEC.sizes(real.card))
+    first = good.signals[0]
+    wanted = noise_of(enough, DELTA) * math.sqrt(3) * math.sqrt(width) / first.units
+    assert first.noise == pytest.approx(wanted, rel=1e-3)
+    assert sum(one.units for one in good.signals) == pytest.approx(
+        len(real.groups.unique()) if real.groups is not None else 0, abs=0.01
+    )
+
+
+def test_the_ledger_counts_releases_of_the_same_data(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.json", limit=2.0)
+    promise = Guarantee(1.0, DELTA, "patient", noise_of(1.0, DELTA), 2.0)
+    ledger.spend("scans", "d1", promise)
+    assert ledger.together("scans", "d1", DELTA) == pytest.approx(1.0)
+    ledger.spend("scans", "d2", promise)  # a patient more: the name says that it is the same
+    ledger.spend("others", "d3", promise)
+    assert ledger.together("renamed", "d1", DELTA) == pytest.approx(1.0)
+    assert ledger.together("scans", "d1", DELTA) == pytest.approx(composed([promise.mu] * 2, DELTA))
+    for _ in range(2):
+        with pytest.raises(RunRefused, match="expected 2 at most"):
+            Ledger(ledger.path, limit=2.0).spend(
+                "scans", "d1", dataclasses.replace(promise, noise=noise_of(1.6, DELTA))
+            )
+    assert len(ledger.releases()) == 3
+    for text in ("{", "[]", '{"format": "x"}', '{"format": "medistill ledger 1", "releases": [1]}'):
+        ledger.path.write_text(text)
+        with pytest.raises(MedistillError):
+            ledger.spend("scans", "d1", promise)
+
+
+def test_two_processes_cannot_spend_the_same_budget(tmp_path: Path) -> None:
+    jobs = [(str(tmp_path / "ledger.json"), number) for number in range(8)]
+    assert sum(Processes(2).map(spend, jobs)) == 4
+    assert len(Ledger(tmp_path / "ledger.json").releases()) == 4
+
+
+def spend(job: tuple[str, int]) -> int:
+    """Try to spend, and say whether it was allowed: four times are."""
+    promise = Guarantee(1.0, DELTA, "patient", noise_of(1.0, DELTA), 2.0)
+    limit = composed([promise.mu] * 4, DELTA)
+    try:
+        Ledger(Path(job[0]), limit).spend("scans", "d", promise)
+    except RunRefused:
+        return 0
+    return 1
+
+
+def test_the_command_line_releases_once_and_keeps_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDISTILL_LEDGER", str(tmp_path / "ledger.json"))
+    monkeypatch.chdir(tmp_path)
+    base = ["sketch", "phantom:n=60,size=16", "--backbone", "convnet-2-4", "--networks", "2"]
+    base += ["--frequencies", "4"]
+    public = ["--mean", "0.5", "--std", "0.25", "--unit", "image"]
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, [*base, *words])
+
+    for words, told in (
+        (["--epsilon", "30", "--unit", "image"], "which are private"),
+        (["--epsilon", "30", *public[:4]], "no patient numbers"),
+        (["--dry-run"], "--dry-run without --epsilon"),
+        (["--epsilon", "30", *public, "--classes", "a,b"], "public list: a, b"),
+        (["--epsilon", "-1", *public], "found epsilon -1"),
+    ):
+        wrong = run("--out", "x.sketch", *words)
+        assert wrong.exit_code == 2, wrong.output
+        assert told in wrong.stderr
+    hopeless = run("--out", "x.sketch", "--epsilon", "0.1", *public)
+    assert hopeless.exit_code == 5
+    assert "--epsilon" in hopeless.stderr
+    dry = run("--out", "x.sketch", "--epsilon", "0.1", *public, "--dry-run")
+    assert dry.exit_code == 0
+    assert "Nothing was released" in dry.stdout
+    assert not list(tmp_path.iterdir())
+    made = run("--out", "a.sketch", "--epsilon", "30", *public, "--json")
+    assert made.exit_code == 0, made.output
+    record = json.loads(made.stdout)
+    assert record["guarantee"]["epsilon"] == 30
+    assert record["together"] == pytest.approx(30)
+    again = run("--out", "b.sketch", "--epsilon", "30", *public)
+    assert "finds a member" in again.stdout
+    assert "all releases of these data: epsilon" in again.stdout
+    assert Sketch.load(tmp_path / "a.sketch").sums.ne(Sketch.load(tmp_path / "b.sketch").sums).any()
+    full = run("--out", "c.sketch", "--epsilon", "30", *public, "--limit", "45")
+    assert full.exit_code == 5
+    assert "2 release(s)" in full.stderr
+    assert not (tmp_path / "c.sketch").exists()
+
+
+def test_classes_of_a_folder_must_be_told_to_be_public(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("ill", "well"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for number in range(12):
+            shade = 9 * number + (100 if name == "ill" else 0)
+            Image.new("L", (16, 16), shade).save(tmp_path / "scans" / name / f"{number}.png")
+    words = ["sketch", str(tmp_path / "scans"), "--out", str(tmp_path / "a.sketch")]
+    words += ["--epsilon", "1", "--mean", "0.5", "--std", "0.25", "--unit", "image", "--dry-run"]
+    wrong = CliRunner().invoke(app, words)
+    assert wrong.exit_code == 2
+    assert "--classes 'ill,well'" in wrong.stderr
+    assert CliRunner().invoke(app, [*words, "--classes", "ill,well"]).exit_code == 0
