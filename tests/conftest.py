@@ -20,6 +20,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDISTILL_CACHE", str(folder))
+        patch.setenv("MEDISTILL_LEDGER", str(folder / "ledger.json"))
         yield folder
 
 

@@ -167,7 +167,7 @@ def test_train_report_and_inspect_print_their_records(
     assert set(found["local"]) == NAMES | {"confusion"}
     assert ok("train", run[0], "--out", "other.safetensors")["local"] is None
     pytest.importorskip("plotly")
-    assert ok("report", run[0], "--out", "page.html") == {"page": "page.html"}
+    assert ok("report", run[0], "--out", "page.html")["page"] == "page.html"
     assert (here / "page.html").read_text().startswith("<!")
     found = ok("data", "inspect", SOURCE, "--sheet", "sheet.png")
     assert set(found) == {"card", "splits", "findings"}

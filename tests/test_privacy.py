@@ -24,7 +24,9 @@ from medistill.distill import distill
 from medistill.engine import Processes
 from medistill.errors import DataError, MedistillError, RunRefused, UsageError
 from medistill.ledger import Ledger
-from medistill.methods import DM, Task
+from medistill.methods import Task
+from medistill.methods.dm import DM
+from medistill.methods.dp_merf import DPMERF, Generator
 from medistill.methods.sketch import FromSketch
 from medistill.privacy import (
     GRID,
@@ -487,3 +489,49 @@ def test_classes_of_a_folder_must_be_told_to_be_public(tmp_path: Path) -> None:
     assert wrong.exit_code == 2
     assert "--classes 'ill,well'" in wrong.stderr
     assert CliRunner().invoke(app, [*words, "--classes", "ill,well"]).exit_code == 0
+
+
+def test_dp_merf_matches_the_mean_embedding_of_pixels() -> None:
+    """One step by hand: the loss from pixels and frequencies, the update by torch's own Adam."""
+    real = load("phantom:n=60,size=16").train
+    method = DPMERF(frequencies=16, batch=8, hidden=12, iterations=300)
+    spec = method.spec(Task(real, Budget(ipc=2), SMALL))
+    held = sketch(real, spec)
+    task = Task(real, Budget(ipc=2), SMALL, prepared=held.state)
+    rng = Rng(0)
+    state = method.init(task, rng)
+    after, log = method.step(state, task, rng)
+
+    model = Generator(method.code + 2, 12, 1, (16, 16))
+    model.load_state_dict({name: state[name].clone() for name in model.state_dict()})
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    drawn = torch.randn((8, method.code), generator=rng.at("codes", 0))
+    images = model(torch.cat([drawn, torch.nn.functional.one_hot(labels, 2).float()], 1))
+    pixels = ((images - real.card.mean[0]) / real.card.std[0]).flatten(1)
+    way = probe(spec, real.card, 0, held.spreads[0], torch.device("cpu"))
+    phases = pixels @ way.frequencies[0]
+    embedded = torch.cat([phases.cos(), phases.sin()], 1) / 4
+    loss = (embedded.view(2, 4, 32).mean(1) - held.means()[:, 0]).square().sum()
+    assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=method.lr)
+    loss.backward()
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.allclose(after[name].float(), value.float(), atol=1e-4), name
+
+
+def test_dp_merf_learns_from_a_private_sketch_and_says_that_no_pixel_is_real(
+    tmp_path: Path,
+) -> None:
+    real = patients(60)
+    method = DPMERF(frequencies=16, batch=30, hidden=12, iterations=150)
+    spec = method.spec(Task(real, Budget(ipc=2), SMALL))
+    given: Any = {"delta": DELTA, "unit": "patient", "classes": real.card.classes}
+    about = plan(real, spec, epsilon=30.0, **given)
+    held = private_sketch(real, spec, about, Ledger(tmp_path / "ledger.json"))
+    task = Task(held.without_images(), Budget(ipc=2), SMALL, sketch=held)
+    losses: list[float] = []
+    made = distill(method, task, seed=0, on_step=lambda _, log: losses.append(log["loss"]))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert made.origin.real_pixels is False
+    assert 0 <= float(made.images.min()) <= float(made.images.max()) <= 1

@@ -7,6 +7,7 @@ from ..errors import UsageError, nearest
 from ..records import Json, from_record, to_record
 from .base import Backbone, Network, channels_last, level_sizes, levels_of, refresh
 from .convnet import ConvNet
+from .linear import Linear
 from .mlp import MLP
 from .monai import Monai
 from .resnet import ResNet18
@@ -15,6 +16,7 @@ __all__ = [
     "MLP",
     "Backbone",
     "ConvNet",
+    "Linear",
     "Monai",
     "Network",
     "ResNet18",
@@ -27,9 +29,9 @@ __all__ = [
     "to_spec",
 ]
 
-BACKBONES: tuple[type[Backbone], ...] = (ConvNet, MLP, ResNet18, Monai)
+BACKBONES: tuple[type[Backbone], ...] = (ConvNet, MLP, Linear, ResNet18, Monai)
 _FAMILIES = {kind.family: kind for kind in BACKBONES}
-_NUMBERS = {"convnet": ("depth", "width"), "mlp": ("width",), "resnet18": ("width",), "monai": ()}
+_NUMBERS = {"convnet": ("depth", "width"), "mlp": ("width",), "resnet18": ("width",)}
 _NORMS = ("instance", "batch", "layer", "group", "none")
 
 
@@ -50,9 +52,9 @@ def backbone(name: str) -> Backbone:
     if family not in _FAMILIES:
         raise UsageError(f"found no backbone {name!r}: {nearest(family, _FAMILIES)}")
     fields: dict[str, Any] = {}
-    if rest and rest[-1] in _NORMS and family != "mlp":
+    if rest and rest[-1] in _NORMS and family not in ("mlp", "linear"):
         fields["norm"] = rest.pop()
-    numbers = _NUMBERS[family]
+    numbers = _NUMBERS.get(family, ())
     if len(rest) > len(numbers) or not all(part.isdecimal() and int(part) for part in rest):
         raise UsageError(
             f"found backbone {name!r}; expected {'-'.join((family, *map(str.upper, numbers)))}, "

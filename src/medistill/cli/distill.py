@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 Name = Annotated[
     str | None,
     typer.Option(
-        help="random, herding, kcenter, dc, dsa, dm, dm-bank, sketch, mtt, tesla, ftd, datm, att "
-        "or hop_tm; dm for images, sketch for a sketch unless given."
+        help="random, herding, kcenter, dc, dsa, dm, dm-bank, sketch, mtt, tesla, ftd, datm, att, "
+        "hop_tm or dp_merf; dm for images, sketch for a sketch unless given."
     ),
 ]
 Ipc = Annotated[

@@ -1,16 +1,21 @@
 """What medistill sketch says and refuses where --epsilon asks for a proof."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..compute import Compute
+    from ..engine import Engine
+    from ..privacy import Unit
     from ..private_sketch import Plan
     from ..records import Json
-    from ..sets import Card
+    from ..sets import Card, RealSet
+    from ..sketch import Sketch, SketchSpec
 
 # Noise grows with the root of their number, so a private sketch looks at less.
 PLAIN: dict[str, Any] = {"networks": 20, "frequencies": 512, "layers": "all"}
-PRIVATE: dict[str, Any] = {"networks": 20, "frequencies": 128, "layers": "last"}
+PRIVATE: dict[str, Any] = {"networks": 10, "frequencies": 128, "layers": "last"}
 
 
 def classes_of(text: str | None, source: str, card: "Card") -> Sequence[str]:
@@ -29,6 +34,46 @@ def classes_of(text: str | None, source: str, card: "Card") -> Sequence[str]:
         f"found the classes of {card.name} in the data, so that their names tell who is in it; "
         f"expected a public list: if it may be known, --classes '{','.join(card.classes)}'"
     )
+
+
+def planned(
+    real: "RealSet",
+    spec: "SketchSpec",
+    asked: tuple[float, float, "Unit"],
+    classes: str | None,
+    source: str,
+) -> "Plan":
+    """Return what a release would be, all that must be public checked."""
+    from ..private_sketch import plan
+
+    epsilon, delta, unit = asked
+    public = classes_of(classes, source, real.card)
+    return plan(real, spec, epsilon=epsilon, delta=delta, unit=unit, classes=public)
+
+
+def released(
+    real: "RealSet",
+    spec: "SketchSpec",
+    about: "Plan",
+    noted: tuple[Path | None, float | None],
+    compute: "Compute",
+    engine: "Engine",
+) -> "tuple[Sketch, str, Json]":
+    """Release a sketch, and say what it and all releases of these data guarantee."""
+    from ..ledger import Ledger, ledger_file
+    from ..private_sketch import private_sketch
+
+    path, limit = noted
+    ledger = Ledger(path or ledger_file(), limit)
+    made = private_sketch(real, spec, about, ledger, compute, engine)
+    delta = about.guarantee.delta
+    together = ledger.together(real.card.name, real.digest, delta)
+    record = {"together": together, **plan_record(about)}
+    text = (
+        f"{guarantee_text(record)}\nall releases of these data: epsilon {together:.2f} at delta "
+        f"{delta:g}, noted in {ledger.path}"
+    )
+    return made, text, record
 
 
 def needs_epsilon(**given: object) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -25,18 +27,17 @@ from .common import (
     optioned,
 )
 from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
-from .private import (
-    PLAIN,
-    PRIVATE,
-    classes_of,
-    guarantee_text,
-    needs_epsilon,
-    plan_record,
-    plan_text,
-)
+from .private import PLAIN, PRIVATE, needs_epsilon, plan_record, plan_text, planned, released
+
+if TYPE_CHECKING:
+    from ..private_sketch import Plan
+    from ..records import Json
+    from ..sets import RealSet
+    from ..sketch import Sketch, SketchSpec
 
 Networks = Annotated[
-    int | None, typer.Option(help="Random networks that look at the images: 20 unless given.")
+    int | None,
+    typer.Option(help="Random networks that look at the images: 20, or 10 with --epsilon."),
 ]
 Frequencies = Annotated[
     int | None,
@@ -125,55 +126,110 @@ def sketch(
 
     Example: medistill sketch phantom --networks 4 --backbone convnet-3-16 --out phantom.sketch
     """
-    from ..backbones import backbone as read_backbone
-    from ..backbones import to_spec
-    from ..compute import Compute, find_device, peak_memory
-    from ..data import load
-    from ..engine import local
-    from ..ledger import Ledger, ledger_file
-    from ..private_sketch import plan, private_sketch
-    from ..records import to_record
-    from ..sets import normalized_by
-    from ..sketch import SketchSpec
-    from ..sketch import sketch as sketch_of
-
     _check_out(out)
-    where, student = find_device(device), read_backbone(backbone)
-    augmentation = read_augmentation(augment, no_flip)
     source = optioned(source, window=window, spacing=spacing)
-    real = load(source, root=data_root, offline=offline, seed=seed).train.to(where)
-    if mean or std:
-        real = dataclasses.replace(real, card=normalized_by(real.card, mean or (), std or ()))
-    if not real.card.flips:
-        augmentation = augmentation.without_flips()
-    looks = to_spec(student), to_record(augmentation)
-    given = {"networks": networks, "frequencies": frequencies, "layers": layers}
-    usual = PLAIN if epsilon is None else PRIVATE
-    chosen = usual | {name: value for name, value in given.items() if value is not None}
-    spec = SketchSpec(*looks, scale=scale, seed=seed, **chosen)
-    begin, compute = time.monotonic(), Compute(precision)
+    real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
+    asked = {"networks": networks, "frequencies": frequencies, "layers": layers}
+    spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, scale, seed)
+    way = _Way(precision, workers, compile)
     if epsilon is None:
         needs_epsilon(dry_run=dry_run, classes=classes, ledger=ledger, limit=limit)
-        made = sketch_of(real, spec, compute, local(workers), compile)
+        _write(out, partial(_plain, real, spec, way), as_json)
+        return
+    about = planned(real, spec, (epsilon, delta, unit), classes, source)
+    if dry_run:
+        emit(plan_record(about), plan_text(about), as_json)
     else:
-        public = classes_of(classes, source, real.card)
-        about = plan(real, spec, epsilon=epsilon, delta=delta, unit=unit, classes=public)
-        if dry_run:
-            emit(plan_record(about), plan_text(about), as_json)
-            return
-        held = Ledger(ledger or ledger_file(), limit)
-        made = private_sketch(real, spec, about, held, compute, local(workers))
+        _write(out, partial(_private, real, spec, way, about, (ledger, limit)), as_json)
+
+
+class _Way(NamedTuple):
+    precision: Literal["float32", "bfloat16"]
+    workers: int
+    compile: Literal["auto", "on", "off"]
+
+
+_Made = tuple["Sketch", str, "Json"]
+
+
+def _plain(real: "RealSet", spec: "SketchSpec", way: _Way) -> _Made:
+    from ..compute import Compute
+    from ..engine import local
+    from ..sketch import sketch as sketch_of
+
+    made = sketch_of(real, spec, Compute(way.precision), local(way.workers), way.compile)
+    return made, "", {}
+
+
+def _private(
+    real: "RealSet",
+    spec: "SketchSpec",
+    way: _Way,
+    about: "Plan",
+    noted: tuple[Path | None, float | None],
+) -> _Made:
+    from ..compute import Compute
+    from ..engine import local
+
+    return released(real, spec, about, noted, Compute(way.precision), local(way.workers))
+
+
+def _write(out: Path, make: Callable[[], _Made], as_json: bool) -> None:
+    """Make a sketch, write it, and say what it took."""
+    from ..compute import peak_memory
+
+    begin = time.monotonic()
+    made, text, record = make()
     made.save(out)
     taken = {"seconds": round(time.monotonic() - begin, 3), "peak_memory_bytes": peak_memory()}
     images, size = int(made.counts.sum()), out.stat().st_size
-    record = {"sketch": str(out), "images": images, "bytes": size, **taken}
-    text = f"{images} images in {out}, {size:,} bytes"
-    if epsilon is not None:
-        together = held.together(real.card.name, real.digest, delta)
-        record |= {"together": together, **plan_record(about)}
-        text = f"about {text}\n{guarantee_text(record)}\nall releases of these data: epsilon "
-        text += f"{together:.2f} at delta {delta:g}, noted in {held.path}"
-    emit(record, f"{text}\nnext: medistill distill {out} --method sketch --out RUN", as_json)
+    lines = [f"{images} images in {out}, {size:,} bytes", *([text] if text else [])]
+    lines.append(f"next: medistill distill {out} --method sketch --out RUN")
+    found = {"sketch": str(out), "images": images, "bytes": size, **taken, **record}
+    emit(found, "\n".join(lines), as_json)
+
+
+def _read(
+    source: str,
+    where: tuple[Path | None, bool, int],
+    device: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> "RealSet":
+    """Return the training split, by the normalization that is given, if one is."""
+    from ..compute import find_device
+    from ..data import load
+    from ..sets import normalized_by
+
+    root, offline, seed = where
+    real = load(source, root=root, offline=offline, seed=seed).train.to(find_device(device))
+    if mean or std:
+        real = dataclasses.replace(real, card=normalized_by(real.card, mean, std))
+    return real
+
+
+def _spec(
+    real: "RealSet",
+    backbone: str,
+    augment: tuple[str, bool],
+    asked: "Json",
+    epsilon: float | None,
+    scale: float,
+    seed: int,
+) -> "SketchSpec":
+    """Return what the sketch is made of; a private one looks at less unless it is asked for."""
+    from ..backbones import backbone as read_backbone
+    from ..backbones import to_spec
+    from ..records import to_record
+    from ..sketch import SketchSpec
+
+    augmentation = read_augmentation(*augment)
+    if not real.card.flips:
+        augmentation = augmentation.without_flips()
+    usual = PLAIN if epsilon is None else PRIVATE
+    chosen = usual | {name: value for name, value in asked.items() if value is not None}
+    looks = to_spec(read_backbone(backbone)), to_record(augmentation)
+    return SketchSpec(*looks, scale=scale, seed=seed, **chosen)
 
 
 @guarded

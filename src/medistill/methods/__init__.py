@@ -10,6 +10,7 @@ from .base import Log, Method, Task
 from .datm import DATM
 from .dc import DC
 from .dm import DM
+from .dp_merf import DPMERF
 from .dsa import DSA
 from .ftd import FTD
 from .herding import Herding
@@ -36,6 +37,7 @@ METHODS: tuple[type[Method], ...] = (
     DATM,
     ATT,
     HoPTM,
+    DPMERF,
 )
 
 

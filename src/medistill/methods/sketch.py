@@ -1,6 +1,7 @@
 """Sketch: match a sketch of the real set, which is never looked at again."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -22,8 +23,27 @@ from .cosine import images_of, series, weights
 NOISE = 0.2  # of the start, in standard deviations of the data
 
 
+class Sketched(Method):
+    """What methods share that need no more of the real set than a sketch."""
+
+    from_sketch: ClassVar[bool] = True
+
+    @abstractmethod
+    def spec(self, task: Task) -> SketchSpec:
+        """Return what the sketch of this task is made of."""
+
+    def prepared_from(self, task: Task) -> Json:
+        """Return the sketch's own settings: all budgets, rates and seeds share one."""
+        return {"sketch": to_record(self.spec(task))}
+
+    def prepare(self, task: Task, rng: Rng) -> State:
+        """Return the sketch's sums, counts and constants."""
+        found = task.sketch or sketch_of(task.real, self.spec(task), task.compute)
+        return found.state
+
+
 @dataclass(frozen=True)
-class FromSketch(Method):
+class FromSketch(Sketched):
     """Match the empirical characteristic function of random features, class by class.
 
     L = sum_c || z_m(T_c) - mean over x in S_c of [cos(t_j . phi_ml(A_m(x))),
@@ -51,7 +71,6 @@ class FromSketch(Method):
     start: Start = "noise"
     name: ClassVar[str] = "sketch"
     paper: ClassVar[str] = "ours"
-    from_sketch: ClassVar[bool] = True
 
     def steps(self, task: Task) -> int:
         """Return the iterations."""
@@ -86,15 +105,6 @@ class FromSketch(Method):
             self.scale,
             self.layers,
         )
-
-    def prepared_from(self, task: Task) -> Json:
-        """Return the sketch's own settings: all budgets, rates and seeds share one."""
-        return {"sketch": to_record(self.spec(task))}
-
-    def prepare(self, task: Task, rng: Rng) -> State:
-        """Return the sketch's sums, counts and constants."""
-        found = task.sketch or sketch_of(task.real, self.spec(task), task.compute)
-        return found.state
 
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start, and Adam's moments."""
