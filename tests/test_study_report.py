@@ -28,6 +28,7 @@ from medistill.tabulate import Book, read_rows, write_rows
 from test_study import TINY, tiny
 
 NET = "convnet-2-8"
+FACTS = {"classes": 2, "train": 9, "key": "k"}
 
 
 def row(source: str, method: str, ipc: int, seed: int, accuracy: float) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def toy(found: Book) -> Opened:
 
 def test_the_paper_says_what_the_rows_say() -> None:
     rows = [r for group in book(0.05).groups.values() for r in group.rows]
-    full = Book([{"classes": 2, "train": 9, **one} for one in rows], (1,))
+    full = Book([{**FACTS, **one} for one in rows], (1,))
     text = paper(toy(full), None, "runs/toy")
     # All four gains are 5 points; of 16 flips of signs one is as large: p is about 1 / 16.
     (line,) = [line for line in text.splitlines() if line.startswith("| dm | 5.0")]
@@ -167,10 +168,10 @@ def test_the_paper_says_what_the_rows_say() -> None:
     assert "| dm | 3.0 s |" in text
     assert "beat all data" not in text
     assert "s0 at 1" not in text.split("## Limits")[1].split("## Settings")[0]
-    over = Book([{"classes": 2, "train": 9, **r} for r in rows if r["method"] != "dm"], (1,))
+    over = Book([{**FACTS, **r} for r in rows if r["method"] != "dm"], (1,))
     assert "## The indicator" not in paper(toy(over), None, "runs/toy")
     high = [{**r, "accuracy": 0.99} if r["method"] == "dm" else r for r in rows]
-    told = paper(toy(Book([{"classes": 2, "train": 9, **r} for r in high], (1,))), None, "x")
+    told = paper(toy(Book([{**FACTS, **r} for r in high], (1,))), None, "x")
     assert "At 1 per class 4 sets beat all data beyond both intervals: dm on s0, dm on s1" in told
 
 

@@ -46,12 +46,16 @@ def paper(found: Opened, indicator: Indicator | None, place: str) -> str:
 
 
 def _short(found: Opened, indicator: Indicator | None) -> list[str]:
-    states: dict[str, int] = {}
-    for one in found.entries:
-        states[one.state] = states.get(one.state, 0) + 1
-    told, warned = findings(found.book, found.backbone, states)
-    points = [*told, *(claim(indicator) if indicator else ())]
-    return ["## In short", "\n".join(f"- {text}" for text in [*points, *warned])]
+    told, warned = findings(found.book, found.backbone, {})
+    asked = [place for place, cell in grid(found.study).items() if cell.kind != "measure"]
+    known = {row["key"] for group in found.book.groups.values() for row in group.rows}
+    first = (
+        f"{len(found.book.names('source'))} sources and {len(found.methods)} methods at "
+        f"{listed([str(ipc) for ipc in found.book.budgets])} images per class; {len(known):,} of "
+        f"{len(asked):,} cells have numbers."
+    )
+    points = [first, *told[1:], *(claim(indicator) if indicator else ()), *warned]
+    return ["## In short", "\n".join(f"- {text}" for text in points)]
 
 
 def _protocol(found: Opened) -> list[str]:

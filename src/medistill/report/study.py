@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
-from ..indicator import LEAST, SEED, Example, examples_of
+from ..indicator import LEAST, SEED, Example, Indicator, examples_of
 from ..judge import best_of
 from ..metrics import Score
 from ..records import Json, to_record, write_atomic
 from ..study import Entry, Folder, Study, entries_of, grid, measured_in
-from ..tabulate import Book, rows_of, text_of
+from ..tabulate import Book, Row, rows_of, text_of
 from .page import filled, library, part
 from .study_figures import (
     cost_figure,
@@ -76,6 +76,13 @@ def opened(folder: Folder) -> Opened:
     examples = examples_of(own, measured)
     best = best_of(examples) if len(examples) >= LEAST else SEED
     return Opened(study, entries, Book(rows, study.budgets), measured, examples, best)
+
+
+def reopened(study: Study, rows: Sequence[Row], indicator: Indicator) -> Opened:
+    """Return a study as its rows and its indicator tell it, where its folder is not at hand."""
+    measured = {one.source: one.measured for one in indicator.examples}
+    book, examples = Book(rows, study.budgets), list(indicator.examples)
+    return Opened(study, [], book, measured, examples, indicator.chosen)
 
 
 def study_report(path: Path, out: Path) -> None:

@@ -1,0 +1,118 @@
+"""The copy check: does a synthetic image lie nearer to a real one than real ones to each other?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backbones import ConvNet
+from ..errors import UsageError
+from ..features import extract_fast, fixed, read_size
+from ..rng import Rng
+from ..sets import RealSet, SyntheticSet
+
+SAMPLE = 1000  # held-out images that serve as yardstick, at most
+QUANTILE = 0.01
+SAME = 1e-3  # of the median distance between images: that is the same image, stored anew
+FEATURES = ConvNet(depth=3, width=64)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A synthetic image (or a tile of one) beside the real image that lies nearest to it."""
+
+    synthetic: int
+    real: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What one view found: a check that can fail, and proves nothing where it does not.
+
+    `yardstick` is the distance below which one in a hundred held-out images lies from its nearest
+    member: held-out images are no copies, so synthetic ones below it are suspect. `exact` counts
+    those that are a member to rounding.
+    """
+
+    view: str
+    yardstick: float
+    suspects: int
+    expected: float
+    exact: int
+    images: int
+    nearest: tuple[Pair, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a copy, or more suspects than twice what held-out images would have."""
+        return self.exact > 0 or self.suspects > max(2 * self.expected, 2)
+
+
+def copies(
+    synthetic: SyntheticSet, members: RealSet, others: RealSet, *, seed: int = 0
+) -> list[Copies]:
+    """Compare a set with the images it was made from, as pixels and as features.
+
+    Every tile of an image that holds several is looked at. Pixels of an image are centered and
+    scaled to norm 1, so that another brightness hides no copy; features are a random network's.
+    Shapes: `members` and `others` are training and held-out images of the same card.
+    Raises: UsageError when one of them is empty.
+    """
+    if not len(members) or not len(others):
+        raise UsageError(f"found {len(members)} members and {len(others)} others; expected both")
+    made, _ = synthetic.to_train()
+    network = fixed(FEATURES.build(members.card, Rng(seed).at("copies")))
+    order = torch.randperm(len(others), generator=Rng(seed).at("yardstick"))[:SAMPLE]
+    views: dict[str, Callable[[Tensor], Tensor]] = {
+        "pixels": _plain,
+        "features": lambda images: _unit(extract_fast(network, images)),
+    }
+    return [_compare(name, see, made, members, others.take(order)) for name, see in views.items()]
+
+
+def _plain(images: Tensor) -> Tensor:
+    flat = images.flatten(1)
+    return _unit(flat - flat.mean(1, keepdim=True))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / lengths.clamp_min(1e-12)
+
+
+def _compare(
+    view: str, see: Callable[[Tensor], Tensor], made: Tensor, members: RealSet, others: RealSet
+) -> Copies:
+    held = torch.cat(
+        [
+            see(others.normalized(part))
+            for part in torch.arange(len(others)).split(read_size(others))
+        ]
+    )
+    distances, nearest = _nearest(see(made), members, see)
+    usual, _ = _nearest(held, members, see)
+    yardstick = float(usual.quantile(QUANTILE))
+    exact = int((distances < SAME * max(float(usual.median()), 1e-12)).sum())
+    order = distances.argsort()
+    pairs = tuple(Pair(int(i), int(nearest[i]), float(distances[i])) for i in order.tolist())
+    suspects = int((distances < yardstick).sum())
+    return Copies(view, yardstick, suspects, QUANTILE * len(made), exact, len(made), pairs)
+
+
+def _nearest(
+    rows: Tensor, members: RealSet, see: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return each row's distance to its nearest member, and which one; read in pieces."""
+    best = torch.full((len(rows),), torch.inf)
+    place = torch.zeros(len(rows), dtype=torch.int64)
+    for part in torch.arange(len(members)).split(read_size(members)):
+        seen = see(members.normalized(part))
+        index = torch.cdist(rows, seen).argmin(1)
+        # Products find the nearest, and differences say how near: products lose small distances.
+        values = (rows - seen[index]).norm(dim=1)
+        better = values < best
+        best = torch.where(better, values, best)
+        place = torch.where(better, part[index], place)
+    return best, place

@@ -1,0 +1,193 @@
+"""Membership inference over the whole way: distill, train a student, and ask it who was in."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..budget import Budget
+from ..compute import PLAIN, Compute
+from ..distill import distill
+from ..engine import Engine, Here
+from ..errors import UsageError
+from ..features import logits_of_set
+from ..methods import Method, Task
+from ..methods.base import labels_at, recipe_of
+from ..model import train
+from ..progress import progress
+from ..rng import Rng
+from ..sets import Origin, RealSet, SyntheticSet
+from .curves import Array, Curve, clustered
+from .signals import Bools, lira, rmia, sureness
+
+HERE: Engine = Here()
+FEWEST = 4  # models; with fewer some image is in all or none of the others
+Attack = Literal["lira", "rmia"]
+
+
+class Pool(NamedTuple):
+    """Whom the audit asks about: images that are in by chance, and some that never are.
+
+    `canaries` marks those with a wrong label, which only a model that saw them believes: they are
+    the worst case. Shapes: canaries bool [n].
+    """
+
+    real: RealSet
+    canaries: Tensor
+    outside: RealSet
+
+
+def pool_of(
+    members: RealSet, others: RealSet, *, images: int, canaries: int, seed: int = 0
+) -> Pool:
+    """Draw the images to ask about from training images, some with a wrong label.
+
+    Raises: UsageError when there are fewer training images than asked for.
+    """
+    if images > len(members) or not 0 <= canaries <= images:
+        raise UsageError(
+            f"found {len(members)} training images for {images}, {canaries} of them canaries; "
+            "expected enough of them"
+        )
+    rng, classes = Rng(seed).child("pool"), len(members.card.classes)
+    order = torch.randperm(len(members), generator=rng.at("images"))[:images].sort().values
+    marked = torch.zeros(images, dtype=torch.bool)
+    marked[torch.randperm(images, generator=rng.at("canaries"))[:canaries]] = True
+    real = members.take(order)
+    shift = torch.randint(1, classes, (images,), generator=rng.at("labels"))
+    wrong = (real.labels.cpu() + shift) % classes
+    labels = torch.where(marked, wrong, real.labels.cpu()).to(real.device)
+    return Pool(RealSet(real.images, labels, real.card, real.groups), marked, others)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a set is made and what is trained on it: what an attacker is assumed to know.
+
+    With `copies` the set is all its images as they are: the positive control, whose canaries every
+    attack must find.
+    """
+
+    method: Method
+    budget: Budget
+    backbone: Backbone
+    steps: int | None = None
+    student_steps: int = 300
+    rate: float = 0.02
+    batch: int = 128
+    compute: Compute = PLAIN
+    copies: bool = False
+
+
+class Shadows(NamedTuple):
+    """Models whose members are known. Shapes: inside bool [models, n]; signals [models, n + z]."""
+
+    inside: Bools
+    signals: Array
+
+
+def coins(count: int, models: int, seed: int = 0) -> Bools:
+    """Return who is in which model, by a coin for each image and model. Shapes: [models, count].
+
+    Coins are independent, so that the other models tell nothing of a model's members: with exactly
+    half of the models for each image, how many of the others have it would.
+    """
+    drawn = torch.rand((models, count), generator=Rng(seed).at("coins"))
+    found: Bools = (drawn < 0.5).numpy()
+    return found
+
+
+def shadows(pool: Pool, way: Way, *, models: int, seed: int = 0, engine: Engine = HERE) -> Shadows:
+    """Go the whole way once for each model, on the images it drew, and ask it about all.
+
+    Raises: UsageError when there are fewer than four models.
+    """
+    if models < FEWEST:
+        raise UsageError(f"found {models} models; expected {FEWEST} or more")
+    inside = coins(len(pool.real), models, seed)
+    jobs = [(torch.from_numpy(row), seed * 1000 + number) for number, row in enumerate(inside)]
+    found = []
+    with progress("models", models) as advance:
+        for row in engine.map(partial(_asked, pool, way), jobs):
+            found.append(row)
+            advance()
+    return Shadows(inside, np.stack(found))
+
+
+def _asked(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
+    """Return how sure one model is of all images, those outside last."""
+    inside, seed = job
+    part = pool.real.take(inside.nonzero().flatten())
+    task = Task(part, way.budget, way.backbone, compute=way.compute)
+    if way.copies:
+        made = _copied(part, task)
+    else:
+        made = distill(way.method, task, seed=seed, steps=way.steps)
+    steps = {"steps": way.student_steps, "stop": way.student_steps, "lr": way.rate}
+    recipe = dataclasses.replace(made.recipe, batch=way.batch, **steps)  # type: ignore[arg-type]
+    network = train(made, recipe, seed=seed)
+    signals = []
+    for real in (pool.real, pool.outside):
+        asked = real.whitened(network.whitening)
+        signals.append(sureness(logits_of_set(network, asked), real.labels.cpu()))
+    return np.concatenate(signals)
+
+
+def _copied(part: RealSet, task: Task) -> SyntheticSet:
+    """Return a set of real images as they are, to be trained on without augmentation."""
+    index = torch.arange(len(part))
+    images = part.images.float() / part.full
+    plain = recipe_of(task)
+    still: dict[str, object] = {**plain.augmentation, "kinds": []}
+    recipe = dataclasses.replace(plain, augmentation=still)
+    origin = Origin("copies", {}, 0, "real", True, part.card.digest, "")
+    return SyntheticSet(images, labels_at(part, index), recipe, origin, part.card)
+
+
+class Leak(NamedTuple):
+    """What one attack found, of images with their own labels and of canaries."""
+
+    attack: Attack
+    natural: Curve | None
+    canaries: Curve | None
+
+
+def attack(pool: Pool, held: Shadows, kinds: Sequence[Attack] = ("lira", "rmia")) -> list[Leak]:
+    """Attack each model with all others as references, and measure all attacks together."""
+    n = len(pool.real)
+    scores = {kind: np.empty((len(held.inside), n)) for kind in kinds}
+    for target in range(len(held.inside)):
+        rest = np.arange(len(held.inside)) != target
+        mine = held.signals[target]
+        others, inside = held.signals[rest], held.inside[rest]
+        for kind in kinds:
+            if kind == "lira":
+                scores[kind][target] = lira(mine[:n], others[:, :n], inside)
+            else:
+                scores[kind][target] = rmia(
+                    mine[:n], others[:, :n], inside, mine[n:], others[:, n:]
+                )
+    return [_measured(kind, scores[kind], held.inside, pool.canaries.numpy()) for kind in kinds]
+
+
+def _measured(kind: Attack, scores: Array, inside: Bools, canaries: Bools) -> Leak:
+    def curve(which: Bools) -> Curve | None:
+        if not which.any():
+            return None
+        return clustered(scores[:, which], inside[:, which])
+
+    return Leak(kind, curve(~canaries), curve(canaries))
+
+
+def nothing_to_find(pool: Pool, held: Shadows, seed: int = 0) -> Shadows:
+    """Return the same models with members drawn anew: the negative control.
+
+    Who is said to be in has nothing to do with who was; an attack that finds them is broken.
+    """
+    return Shadows(coins(len(pool.real), len(held.inside), seed + 1_000_003), held.signals)

@@ -1,0 +1,360 @@
+"""Attacks by hand: intervals, scores, bounds on epsilon; copies that must be found; controls."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, norm
+
+from medistill.audit import (
+    audit_mechanism,
+    copies,
+    curve_of,
+    exact_interval,
+    lower_bound,
+    one_run,
+    worst_patient,
+)
+from medistill.audit.curves import _Ranked, clustered
+from medistill.audit.mechanism import once
+from medistill.audit.membership import (
+    Pool,
+    Shadows,
+    Way,
+    attack,
+    coins,
+    nothing_to_find,
+    pool_of,
+    shadows,
+)
+from medistill.audit.one_run import p_value
+from medistill.audit.signals import lira, rmia, sureness
+from medistill.backbones import ConvNet
+from medistill.budget import Budget
+from medistill.data import load
+from medistill.distill import distill
+from medistill.errors import UsageError
+from medistill.methods import Task
+from medistill.methods.dm import DM
+from medistill.methods.random import Random
+from medistill.privacy import Guarantee, noise_of
+from medistill.sets import RealSet
+
+DELTA = 1e-5
+
+
+def test_exact_intervals_are_those_of_the_binomial() -> None:
+    low, high = exact_interval(3, 20)
+    assert binom.sf(2, 20, low) == pytest.approx(0.025)
+    assert binom.cdf(3, 20, high) == pytest.approx(0.025)
+    assert exact_interval(0, 10)[0] == 0
+    assert exact_interval(10, 10)[1] == 1
+    with pytest.raises(UsageError):
+        exact_interval(3, 2)
+
+
+def test_a_curve_by_hand() -> None:
+    members = np.array([9.0, 8.0, 3.0, 1.0])
+    others = np.array([7.0, 3.0, 2.0, 0.0, -1.0])
+    found = curve_of(members, others, rates=(0.0, 0.2, 0.4))
+    # Pairs: 9 and 8 beat all five, 3 beats three and ties one, 1 beats two.
+    assert found.auc == pytest.approx((5 + 5 + 3.5 + 2) / 20)
+    assert [one.tpr for one in found.found] == [0.5, 0.5, 0.75]
+    assert [one.resolved for one in found.found] == [False, False, False]
+    assert found.found[0].low == exact_interval(2, 4)[0]
+    many = curve_of(np.arange(10.0), np.arange(400.0), rates=(0.01, 0.001))
+    assert [one.resolved for one in many.found] == [True, False]
+    for wrong in (([], [1.0]), ([math.nan], [1.0])):
+        with pytest.raises(UsageError):
+            curve_of(np.array(wrong[0]), np.array(wrong[1]))
+
+
+def test_clustered_scores_have_the_curve_of_all_and_a_wider_interval() -> None:
+    draw = np.random.default_rng(0)
+    own = draw.normal(size=40)
+    inside = draw.random((12, 40)) < 0.5
+    scores = own + 0.1 * draw.normal(size=(12, 40)) + 0.3 * inside
+    scores[0, 0] = np.nan
+    found, known = clustered(scores, inside), np.isfinite(scores)
+    plain = curve_of(scores[inside & known], scores[~inside & known])
+    assert found.auc == plain.auc
+    assert [one.tpr for one in found.found] == [one.tpr for one in plain.found]
+    assert found.auc_low <= plain.auc_low
+    # Drawing each image once gives back the curve itself, ties and all.
+    tied = np.round(scores[known], 1)
+    order = np.argsort(-tied, kind="stable")
+    images = np.broadcast_to(np.arange(40), scores.shape)[known]
+    ranked = _Ranked(tied[order], inside[known][order], images[order])
+    area, shares = ranked.measured(np.ones(40), (0.01, 0.3))
+    wanted = curve_of(tied[inside[known]], tied[~inside[known]], (0.01, 0.3))
+    assert area == pytest.approx(wanted.auc)
+    assert shares == [one.tpr for one in wanted.found]
+
+
+def test_intervals_of_the_area_hold_where_there_is_nothing() -> None:
+    draw = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        found = curve_of(draw.normal(size=60), draw.normal(size=60))
+        inside += found.auc_low <= 0.5 <= found.auc_high
+    assert 0.92 <= inside / 300 <= 0.98
+
+
+def test_sureness_is_the_log_odds_of_the_own_class() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [60.0, -60.0, 0.0]])
+    labels = torch.tensor([1, 0])
+    p = logits[0].softmax(0)[1]
+    found = sureness(logits, labels)
+    assert found[0] == pytest.approx(float((p / (1 - p)).log()), rel=1e-5)
+    assert found[1] == pytest.approx(60.0, rel=1e-6)  # where 1 - p is 0 in any float
+
+
+def test_lira_is_the_ratio_of_two_gaussians() -> None:
+    inside = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], dtype=bool)
+    references = np.array([[3.0, 0.0], [5.0, 2.0], [0.0, 4.0], [1.0, 1.0]])
+    target = np.array([4.5, 0.5])
+    # In: (3, 5) and (2, 4), out: (0, 1) and (0, 1); one deviation each: squares 4 / 2 and 1 / 2.
+    d_in, d_out = math.sqrt(4 / 2), math.sqrt(1 / 2)
+    wanted = [
+        norm.logpdf(4.5, 4, d_in) - norm.logpdf(4.5, 0.5, d_out),
+        norm.logpdf(0.5, 3, d_in) - norm.logpdf(0.5, 0.5, d_out),
+    ]
+    assert lira(target, references, inside) == pytest.approx(wanted)
+    nowhere = lira(target, references, np.array([[1, 0], [1, 0], [1, 1], [1, 0]], dtype=bool))
+    assert np.isnan(nowhere).tolist() == [True, False]
+
+
+def test_rmia_counts_the_population_that_is_beaten() -> None:
+    def odds(p: Any) -> Any:
+        return np.log(np.asarray(p) / (1 - np.asarray(p)))
+
+    inside = np.array([[True], [False]])
+    references = odds([[0.8], [0.4]])  # P(x) = 0.6
+    population = odds([0.5, 0.2, 0.9])
+    population_references = odds([[0.5, 0.4, 0.3], [0.5, 0.4, 0.3]])  # ratios 1, 0.5, 3
+    # 0.9 / 0.6 = 1.5: twice as much as 0.5 alone.
+    found = rmia(odds([0.9]), references, inside, population, population_references)
+    assert found == pytest.approx([1 / 3])
+    loose = rmia(odds([0.9]), references, inside, population, population_references, gamma=1.2)
+    assert loose == pytest.approx([2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("guesses", "right", "bound"),
+    [
+        (20, 20, 1.82),
+        (50, 50, 2.78),
+        (100, 100, 3.49),
+        (1000, 1000, 5.81),
+        (1000, 550, 0.09),
+        (1000, 700, 0.73),
+        (1000, 900, 2.02),
+        (100, 50, 0.0),
+    ],
+)
+def test_one_run_bounds_are_the_tables(guesses: int, right: int, bound: float) -> None:
+    assert lower_bound(guesses, guesses, right) == pytest.approx(bound, abs=0.006)
+
+
+def test_delta_adds_the_papers_term() -> None:
+    """Against the maximum over i by brute force."""
+    m, r, v, epsilon, delta = 30, 12, 9, 0.4, 1e-3
+    q = math.exp(epsilon) / (1 + math.exp(epsilon))
+    terms = [(binom.cdf(v - 1, r, q) - binom.cdf(v - i - 1, r, q)) / i for i in range(1, v + 1)]
+    wanted = binom.sf(v - 1, r, q) + 2 * m * delta * max(terms)
+    assert p_value(m, r, v, epsilon, delta) == pytest.approx(wanted)
+    assert lower_bound(m, r, r, 1e-3) < lower_bound(m, r, r)
+
+
+def test_a_mechanism_of_known_epsilon_is_not_overstated() -> None:
+    """Randomized response: each bit is kept with e / (1 + e), that is epsilon 1."""
+    draw = np.random.default_rng(0)
+    below = 0
+    for _ in range(200):
+        bits = draw.random(200) < 0.5
+        told = np.where(draw.random(200) < math.e / (1 + math.e), bits, ~bits)
+        found = one_run(told + 1e-6 * draw.random(200), bits, 200)
+        below += found.lower <= 1
+    assert below >= 0.93 * 200
+    with pytest.raises(UsageError):
+        one_run(np.zeros(4), np.zeros(4, dtype=bool), 3)
+
+
+def test_guesses_are_the_highest_and_the_lowest() -> None:
+    scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    inside = np.array([1, 0, 1, 0, 0, 1], dtype=bool)
+    found = one_run(scores, inside, 4)
+    assert (found.right, found.guesses, found.canaries) == (2, 4, 6)
+    assert found.provable == lower_bound(6, 4, 4)
+
+
+def promise(epsilon: float, bound: float = 2.0) -> Guarantee:
+    """Return a guarantee with the noise that it needs."""
+    return Guarantee(epsilon, DELTA, "patient", noise_of(epsilon, DELTA), bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_the_release_keeps_its_promise_and_the_audit_comes_near(epsilon: float) -> None:
+    held = promise(epsilon)
+    shape = (4,)
+    found = audit_mechanism(
+        torch.zeros(shape, dtype=torch.int64), worst_patient(shape, held.bound), held, runs=8000
+    )
+    assert not found.broken
+    assert found.lower > 0.7 * epsilon
+
+
+@pytest.mark.slow
+def test_noise_that_is_drawn_again_is_caught() -> None:
+    """Twenty releases of the same sums, averaged: as a public implementation does it."""
+    held = promise(1.0)
+    shape = (2,)
+
+    def again(sums: torch.Tensor, guarantee: Guarantee) -> torch.Tensor:
+        return torch.stack([once(sums, guarantee) for _ in range(20)]).double().mean(0)
+
+    zeros, worst = torch.zeros(shape, dtype=torch.int64), worst_patient(shape, held.bound)
+    found = audit_mechanism(zeros, worst, held, runs=600, release=again)
+    assert found.broken
+    assert found.lower > 3
+
+    def forgotten(sums: torch.Tensor, guarantee: Guarantee) -> torch.Tensor:
+        return sums
+
+    assert audit_mechanism(zeros, worst, held, runs=200, release=forgotten).lower > 10
+    too_long = worst * 3  # a patient that was not clipped
+    assert audit_mechanism(zeros, too_long, held, runs=600).broken
+
+
+def test_small_audits_of_the_mechanism_say_little() -> None:
+    held = promise(1.0)
+    found = audit_mechanism(
+        torch.zeros(2, dtype=torch.int64), worst_patient((2,), held.bound), held, runs=100
+    )
+    assert found.lower < 1.0
+    with pytest.raises(UsageError):
+        audit_mechanism(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), held)
+
+
+SPLITS = load("phantom:n=120,size=16")
+SMALL = ConvNet(2, 8)
+
+
+def test_copies_are_found_and_a_distilled_set_has_none() -> None:
+    task = Task(SPLITS.train, Budget(ipc=4), SMALL)
+    real = distill(Random(), task, seed=0)
+    for found in copies(real, SPLITS.train, SPLITS.val):
+        assert found.failed
+        assert found.exact == 8
+        place = found.nearest[0]
+        assert torch.allclose(
+            real.images[place.synthetic], SPLITS.train.images[place.real].float() / 255, atol=1e-5
+        )
+    faded = dataclasses.replace(real, images=real.images * 0.5 + 0.2)
+    assert copies(faded, SPLITS.train, SPLITS.val)[0].exact == 8  # darker, and still the same
+    made = distill(DM(), task, seed=0, steps=2)
+    for found in copies(made, SPLITS.train, SPLITS.val):
+        assert not found.failed
+        assert found.exact == 0
+        assert found.images == 8
+        assert [pair.distance for pair in found.nearest] == sorted(
+            pair.distance for pair in found.nearest
+        )
+
+
+def test_the_nearest_is_that_of_a_plain_loop() -> None:
+    made = distill(Random(), Task(SPLITS.train, Budget(ipc=2), SMALL), seed=1)
+    noisy = dataclasses.replace(
+        made, images=made.images + 0.3 * torch.randn(made.images.shape, generator=gen(0))
+    )
+    found = copies(noisy, SPLITS.train, SPLITS.val)[0]
+    rows = noisy.normalized().flatten(1)
+    real = SPLITS.train.normalized(torch.arange(len(SPLITS.train))).flatten(1)
+
+    def unit(row: torch.Tensor) -> torch.Tensor:
+        row = row - row.mean()
+        return row / row.norm()
+
+    for pair in found.nearest:
+        distances = [float((unit(rows[pair.synthetic]) - unit(one)).norm()) for one in real]
+        assert pair.real == int(np.argmin(distances))
+        assert pair.distance == pytest.approx(min(distances), abs=1e-3)
+
+
+def gen(seed: int) -> torch.Generator:
+    """Return a generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def test_coins_are_fair_and_independent() -> None:
+    inside = coins(400, 50)
+    assert inside.mean() == pytest.approx(0.5, abs=0.02)
+    assert np.abs(np.corrcoef(inside)[~np.eye(50, dtype=bool)]).max() < 0.25
+    assert not np.array_equal(coins(400, 50, seed=1), inside)
+
+
+def test_canaries_have_a_wrong_label_and_others_their_own() -> None:
+    pool = pool_of(SPLITS.train, SPLITS.val, images=40, canaries=15)
+    assert int(pool.canaries.sum()) == 15
+    whole = {
+        image.numpy().tobytes(): int(y) for image, y in zip(*pixels(SPLITS.train), strict=True)
+    }
+    for image, label, canary in zip(*pixels(pool.real), pool.canaries, strict=True):
+        assert (whole[image.numpy().tobytes()] != int(label)) == bool(canary)
+    with pytest.raises(UsageError):
+        pool_of(SPLITS.train, SPLITS.val, images=1000, canaries=1)
+
+
+def pixels(real: RealSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images and labels."""
+    return real.images, real.labels
+
+
+@pytest.fixture(scope="module")
+def controls() -> tuple[Pool, Shadows]:
+    """Return models of the positive control, trained on copies of what they drew."""
+    splits = load("phantom:n=240,size=16,variation=1")
+    pool = pool_of(splits.train, splits.val, images=240, canaries=24)
+    student: Any = {"student_steps": 300, "rate": 0.05, "batch": 64}
+    way = Way(Random(), Budget(ipc=2), ConvNet(2, 16), copies=True, **student)
+    return pool, shadows(pool, way, models=8)
+
+
+@pytest.mark.slow
+def test_the_positive_control_is_found(controls: tuple[Pool, Shadows]) -> None:
+    pool, held = controls
+    for leak in attack(pool, held):
+        assert leak.canaries is not None
+        assert leak.canaries.auc > 0.93, leak
+
+
+@pytest.mark.slow
+def test_the_negative_control_finds_nothing(controls: tuple[Pool, Shadows]) -> None:
+    pool, held = controls
+    covered, total = 0, 0
+    for seed in range(100):
+        for leak in attack(pool, nothing_to_find(pool, held, seed), ("lira",)):
+            assert leak.natural is not None
+            covered += leak.natural.auc_low <= 0.5 <= leak.natural.auc_high
+            total += 1
+    assert covered >= 0.9 * total
+
+
+@pytest.mark.slow
+def test_distilled_sets_are_attacked_the_same_way() -> None:
+    pool = pool_of(SPLITS.train, SPLITS.val, images=80, canaries=20)
+    way = Way(DM(), Budget(ipc=2), SMALL, steps=3, student_steps=10)
+    held = shadows(pool, way, models=4)
+    assert held.signals.shape == (4, 80 + len(SPLITS.val))
+    assert np.isfinite(held.signals).all()
+    again = shadows(pool, way, models=4)
+    assert np.array_equal(held.signals, again.signals)
+    assert {leak.attack for leak in attack(pool, held)} == {"lira", "rmia"}
+    with pytest.raises(UsageError, match="expected 4 or more"):
+        shadows(pool, way, models=2)
+    assert list(itertools.chain(*attack(pool, held)))

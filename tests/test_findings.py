@@ -1,0 +1,89 @@
+"""The committed findings: written from the committed rows, and rows that come again when run."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from medistill.engine import Here
+from medistill.indicator import load_indicator
+from medistill.places import cache_folder
+from medistill.report.paper import paper
+from medistill.report.study import reopened
+from medistill.study import Folder, Options, Study, grid, read_study, run_study
+from medistill.tabulate import Book, Row, read_rows
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "studies" / "results" / "feasibility.csv"
+CHEAP = 20.0  # seconds of a distillation that CI can run again
+CELLS = 3
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """Return the study that the project ships."""
+    return read_study(ROOT / "studies" / "feasibility.yaml")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """Return its committed rows."""
+    return read_rows(ROWS.read_text())
+
+
+def test_findings_are_what_the_rows_say(study: Study, rows: list[Row]) -> None:
+    written = paper(reopened(study, rows, load_indicator()), load_indicator(), "runs/feasibility")
+    assert written == (ROOT / "docs" / "findings.md").read_text()
+
+
+def test_rows_are_the_studys_and_each_cell_is_there_once(study: Study, rows: list[Row]) -> None:
+    cells = {cell.key: place for place, cell in grid(study).items()}
+    seen = set()
+    for row in rows:
+        place = cells[row["key"]]
+        assert (row["source"], row["method"], row["ipc"]) == place[:3]
+        seen.add((row["key"], row["student_seed"]))
+    assert len(seen) == len(rows)
+    assert ROWS.stat().st_size < 5_000_000
+
+
+def test_the_shipped_indicator_was_fitted_to_these_rows(study: Study, rows: list[Row]) -> None:
+    known, book = load_indicator(), Book(rows, study.budgets)
+    assert len(known.examples) >= 24
+    for one in known.examples:
+        for method, by in one.reached.items():
+            for ipc, scores in by.items():
+                found = book.score("accuracy", one.source, method, ipc, study.backbones[0])
+                assert found is not None
+                assert scores["accuracy"] == pytest.approx(found.mean, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_random_cells_come_again(
+    study: Study, rows: list[Row], data_root: Path, tmp_path: Path
+) -> None:
+    """Each ends within its interval over syntheses, or within 5 points where there is none."""
+    os.environ.setdefault("MEDISTILL_DATA", str(data_root))
+    cheap = [
+        row
+        for row in rows
+        if row["method"] not in ("random", "full")
+        and row["distill_seconds"] < CHEAP
+        and row["source"] != "adrenal 3d"
+    ]
+    chosen = random.Random(len(rows)).sample(cheap, CELLS)
+    book = Book(rows, study.budgets)
+    for row in chosen:
+        options = Options(only=(row["key"],), offline=True)
+        run_study(study, tmp_path, Here(), cache=cache_folder(), options=options)
+        record = Folder(tmp_path).cell(row["key"])
+        assert record is not None
+        assert record["status"] == "done", record
+        place = (row["source"], row["method"], row["ipc"], row["backbone"])
+        held = book.score("accuracy", *place)
+        assert held is not None
+        wide = 0.05 if held.high is None else max(0.05, held.high - held.mean)
+        again = record["rows"][0]["accuracy"]
+        assert again == pytest.approx(row["accuracy"], abs=wide), (place, again)
