@@ -2,16 +2,20 @@
 
 import dataclasses
 import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, norm
+from typer.testing import CliRunner
 
 from medistill.audit import (
     audit_mechanism,
+    audit_run,
     copies,
     curve_of,
     exact_interval,
@@ -19,6 +23,7 @@ from medistill.audit import (
     one_run,
     worst_patient,
 )
+from medistill.audit.battery import verdict
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.mechanism import once
 from medistill.audit.membership import (
@@ -35,6 +40,7 @@ from medistill.audit.one_run import p_value
 from medistill.audit.signals import lira, rmia, sureness
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
+from medistill.cli import app
 from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import UsageError
@@ -42,7 +48,8 @@ from medistill.methods import Task
 from medistill.methods.dm import DM
 from medistill.methods.random import Random
 from medistill.privacy import Guarantee, noise_of
-from medistill.sets import RealSet
+from medistill.records import read_json
+from medistill.sets import RealSet, Splits, normalized_by
 
 DELTA = 1e-5
 
@@ -358,3 +365,101 @@ def test_distilled_sets_are_attacked_the_same_way() -> None:
     with pytest.raises(UsageError, match="expected 4 or more"):
         shadows(pool, way, models=2)
     assert list(itertools.chain(*attack(pool, held)))
+
+
+def run_of(folder: Path, *words: str) -> Path:
+    """Return a run of phantoms, distilled by the command line."""
+    base = ["distill", "phantom:n=120,size=16", "--backbone", "convnet-2-8", "--ipc", "2"]
+    made = CliRunner().invoke(app, [*base, "--out", str(folder), *words])
+    assert made.exit_code == 0, made.output
+    return folder
+
+
+@pytest.mark.slow
+def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "--method", "dm", "--steps", "3")
+    words = ["audit", str(run), "--data", "phantom:n=120,size=16", "--models", "4"]
+    words += ["--images", "60", "--student-steps", "20"]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record == read_json(run / "audit.json")
+    assert (record["models"], record["images"], record["canaries"]) == (4, 60, 12)
+    for control in ("membership", "positive_control", "negative_control"):
+        assert set(record[control]) == {"lira", "rmia"}
+    assert record["left_out"] == ["mechanism: the run has no private release to audit"]
+    assert {fact["kind"]: fact["weight"] for fact in record["facts"]} == {
+        "start": "none",
+        "labels": "none",
+        "normalization": "some",
+        "digest": "some",
+        "guarantee": "some",
+    }
+    assert (run / "audit_copies.png").read_bytes().startswith(b"\x89PNG")
+    shown = CliRunner().invoke(app, words).stdout
+    assert "positive control" in shown
+    assert "one run:" in shown
+    short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
+    assert "left out: membership: one model takes" in short.stdout
+    wrong = CliRunner().invoke(app, ["audit", str(run), "--data", "phantom:n=130,size=16"])
+    assert wrong.exit_code == 3
+    assert "found other data" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "--method", "random")
+    splits = load("phantom:n=120,size=16")
+    record = audit_run(run, splits, minutes=0.001)
+    assert record["verdict"]["leaks"] is True
+    assert record["verdict"]["reasons"] == ["copies in pixels", "copies in features"]
+    assert record["facts"][0]["weight"] == "high"
+
+
+@pytest.mark.slow
+def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
+    words = ["sketch", "phantom:n=120,size=16", "--backbone", "convnet-2-8", "--networks", "2"]
+    words += ["--frequencies", "4", "--epsilon", "20", "--unit", "image", "--mean", "0.5"]
+    words += ["--std", "0.25", "--out", str(tmp_path / "a.sketch")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    made = ["distill", str(tmp_path / "a.sketch"), "--ipc", "1", "--steps", "5"]
+    assert CliRunner().invoke(app, [*made, "--out", str(tmp_path / "run")]).exit_code == 0
+    splits = load("phantom:n=120,size=16")
+    splits = Splits(
+        *(
+            dataclasses.replace(part, card=normalized_by(part.card, [0.5], [0.25]))
+            for part in splits
+        )
+    )
+    record = audit_run(tmp_path / "run", splits, models=4, images=60, student_steps=10)
+    assert record["mechanism"]["claimed"] == 20
+    assert record["mechanism"]["broken"] is False
+    assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.2)
+    facts = {fact["kind"]: fact for fact in record["facts"]}
+    assert facts["normalization"]["weight"] == facts["guarantee"]["weight"] == "none"
+    assert "digest" not in facts
+
+
+def curve(low: float, high: float) -> dict[str, float]:
+    """Return the ends of an area's interval."""
+    return {"auc": (low + high) / 2, "auc_low": low, "auc_high": high}
+
+
+@pytest.mark.parametrize(
+    ("own", "positive", "negative", "leaks", "said"),
+    [
+        (curve(0.4, 0.6), curve(0.95, 1.0), curve(0.4, 0.6), False, "valid"),
+        (curve(0.6, 0.8), curve(0.95, 1.0), curve(0.4, 0.6), True, "valid"),
+        (curve(0.6, 0.8), curve(0.5, 0.6), curve(0.4, 0.6), True, "valid"),
+        (curve(0.4, 0.6), curve(0.5, 0.9), curve(0.4, 0.6), False, "positive control was not"),
+        (curve(0.6, 0.8), curve(0.95, 1.0), curve(0.55, 0.6), False, "negative control was found"),
+    ],
+)
+def test_there_is_no_verdict_without_both_controls(
+    own: Any, positive: Any, negative: Any, leaks: bool, said: str
+) -> None:
+    sides = {"membership": own, "positive_control": positive, "negative_control": negative}
+    record = {name: {"lira": {"canaries": side}} for name, side in sides.items()}
+    found = verdict({"copies": [], **record})
+    assert found["leaks"] is leaks
+    assert said in found["membership"]

@@ -139,7 +139,10 @@ class Run:
 def run_record(run: Run) -> Json:
     """Return what identifies a run: resuming is refused where any of this differs."""
     total, held = run.method.steps(run.task), run.task.sketch
-    sketched = None if held is None else {"digest": state_digest(held.state)}
+    sketched: Json | None = None
+    if held is not None:
+        promised = None if held.privacy is None else to_record(held.privacy)
+        sketched = {"digest": state_digest(held.state), "privacy": promised}
     return {
         "format": "medistill run 1",
         "source": run.source,

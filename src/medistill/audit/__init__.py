@@ -3,6 +3,7 @@
 Every measurement stands beside controls: one that must be found, one with nothing to find.
 """
 
+from .battery import audit_run
 from .copies import Copies, copies
 from .curves import Curve, curve_of, exact_interval
 from .mechanism import MechanismAudit, audit_mechanism, worst_patient
@@ -14,6 +15,7 @@ __all__ = [
     "MechanismAudit",
     "OneRun",
     "audit_mechanism",
+    "audit_run",
     "copies",
     "curve_of",
     "exact_interval",

@@ -19,10 +19,14 @@ from ..errors import UsageError
 from ..features import logits_of_set
 from ..methods import Method, Task
 from ..methods.base import labels_at, recipe_of
+from ..methods.sketch import Sketched
 from ..model import train
+from ..privacy import Clean, Guarantee
+from ..private_sketch import released, unit_sums
 from ..progress import progress
 from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
+from ..sketch import spreads_of
 from .curves import Array, Curve, clustered
 from .signals import Bools, lira, rmia, sureness
 
@@ -71,7 +75,8 @@ class Way:
     """How a set is made and what is trained on it: what an attacker is assumed to know.
 
     With `copies` the set is all its images as they are: the positive control, whose canaries every
-    attack must find.
+    attack must find. With a `guarantee` each model has a private release of its own, of images as
+    units; none of them leaves the audit.
     """
 
     method: Method
@@ -83,6 +88,7 @@ class Way:
     batch: int = 128
     compute: Compute = PLAIN
     copies: bool = False
+    guarantee: Guarantee | None = None
 
 
 class Shadows(NamedTuple):
@@ -114,17 +120,19 @@ def shadows(pool: Pool, way: Way, *, models: int, seed: int = 0, engine: Engine 
     jobs = [(torch.from_numpy(row), seed * 1000 + number) for number, row in enumerate(inside)]
     found = []
     with progress("models", models) as advance:
-        for row in engine.map(partial(_asked, pool, way), jobs):
+        for row in engine.map(partial(ask, pool, way), jobs):
             found.append(row)
             advance()
     return Shadows(inside, np.stack(found))
 
 
-def _asked(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
+def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
     """Return how sure one model is of all images, those outside last."""
     inside, seed = job
     part = pool.real.take(inside.nonzero().flatten())
     task = Task(part, way.budget, way.backbone, compute=way.compute)
+    if way.guarantee is not None and not way.copies:
+        task = _private(task, way.method, way.guarantee)
     if way.copies:
         made = _copied(part, task)
     else:
@@ -137,6 +145,20 @@ def _asked(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
         asked = real.whitened(network.whitening)
         signals.append(sureness(logits_of_set(network, asked), real.labels.cpu()))
     return np.concatenate(signals)
+
+
+def _private(task: Task, method: Method, guarantee: Guarantee) -> Task:
+    """Return the task of a release of its images; noise is that of the guarantee."""
+    if not isinstance(method, Sketched):
+        raise UsageError(f"found {method.name} for a private release; expected a sketch's method")
+    spec, card = method.spec(task), task.real.card
+    spreads = torch.tensor(
+        [spreads_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
+    )
+    units = torch.arange(len(task.real))
+    sums = unit_sums(task.real, units, spec, spreads, task.compute)
+    held = released(Clean(sums, guarantee.bound), guarantee, card, spec, spreads)
+    return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
 
 def _copied(part: RealSet, task: Task) -> SyntheticSet:

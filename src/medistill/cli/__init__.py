@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, demo, distill, evaluate, experts, predict, report, sketch, study, train
+from . import audit, data, demo, distill, evaluate, experts, predict, report, sketch, study, train
 
 __all__ = ["app", "main"]
 
@@ -47,6 +47,7 @@ app.command(context_settings=_OPEN)(experts.experts)
 app.command()(sketch.sketch)
 app.command()(sketch.merge)
 app.command()(evaluate.evaluate)
+app.command()(audit.audit)
 app.command()(train.train)
 app.add_typer(study.app, name="study")
 app.command()(report.report)

@@ -1,0 +1,212 @@
+"""The whole audit of a run: facts, copies, membership with both controls, and what was left out."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from ..backbones import from_spec
+from ..budget import Budget
+from ..compute import PLAIN, Compute
+from ..engine import Engine, Here
+from ..errors import DataError, UsageError
+from ..methods import make
+from ..pictures import png, sheet
+from ..privacy import Guarantee
+from ..progress import hushed
+from ..records import Json, from_record, read_json, write_atomic, write_json
+from ..sets import RealSet, Splits, SyntheticSet
+from .copies import Copies, copies
+from .facts import facts_of
+from .mechanism import audit_mechanism, worst_patient
+from .membership import (
+    FEWEST,
+    Leak,
+    Pool,
+    Shadows,
+    Way,
+    ask,
+    attack,
+    coins,
+    nothing_to_find,
+    pool_of,
+    shadows,
+)
+from .one_run import one_run
+
+FORMAT = "medistill audit 1"
+HERE: Engine = Here()
+SHOWN = 8  # pairs of nearest images in the gallery
+NUMBERS = 8  # of a release that is audited: noise is the same in each
+POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
+MOST_MODELS = 64
+CONTROL_STEPS = 400  # until copies are known by heart
+
+
+def audit_run(
+    folder: Path,
+    splits: Splits,
+    *,
+    minutes: float = 10.0,
+    models: int | None = None,
+    images: int = 400,
+    student_steps: int = 300,
+    seed: int = 0,
+    compute: Compute = PLAIN,
+    engine: Engine = HERE,
+) -> Json:
+    """Audit the set of a run folder, write audit.json and audit_copies.png there, and return it.
+
+    Members are training images, others those of the validation split; the test split is not read.
+    `models` times the whole way is gone again, each on images drawn by coins; unless given, as many
+    as the minutes allow. What they do not allow is named in `left_out`. There is no verdict on
+    membership without both controls: copies of real images, which must be found, and members drawn
+    anew, of whom nothing can be found.
+    Raises: DataError when the folder holds no finished run, or the data are not those of the run;
+    UsageError when there are too few images.
+    """
+    begin = time.monotonic()
+    made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
+    _check(made, run, splits)
+    record: Json = {"format": FORMAT, "run": str(folder), "seed": seed}
+    record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
+    found = copies(made, splits.train, splits.val, seed=seed)
+    write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
+    record["copies"] = [_copies_record(one) for one in found]
+    left: list[str] = []
+    held = (run.get("sketch") or {}).get("privacy")
+    if held:
+        promise = from_record(Guarantee, held)
+        zeros = torch.zeros(NUMBERS, dtype=torch.int64)
+        checked = audit_mechanism(zeros, worst_patient((NUMBERS,), promise.bound), promise)
+        record["mechanism"] = dataclasses.asdict(checked) | {"broken": checked.broken}
+    else:
+        left.append("mechanism: the run has no private release to audit")
+    count = min(images, len(splits.train))
+    pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
+    way = way_of(run, student_steps, compute)
+    spent = time.monotonic() - begin
+    enough = models or _affordable(pool, way, 60 * minutes - spent, left)
+    if enough:
+        record |= _membership(pool, way, enough, seed, engine)
+    record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
+    record["verdict"] = verdict(record)
+    write_json(folder / "audit.json", record)
+    return record
+
+
+def way_of(run: Json, student_steps: int, compute: Compute) -> Way:
+    """Return how the set of a run was made, to go that way again."""
+    held = (run.get("sketch") or {}).get("privacy")
+    return Way(
+        make(run["method"], run["settings"]),
+        from_record(Budget, run["budget"]),
+        from_spec(run["backbone"]),
+        run["steps"],
+        student_steps,
+        compute=compute,
+        guarantee=from_record(Guarantee, held) if held else None,
+    )
+
+
+def _check(made: SyntheticSet, run: Json, splits: Splits) -> None:
+    card = splits.train.card
+    if made.origin.data_digest and made.origin.data_digest != card.digest:
+        raise DataError(
+            f"found other data in {card.name} than the run was made from; expected the same: give "
+            f"--data '{run['source']}', with the same --seed"
+        )
+    if (made.card.classes, made.card.shape) != (card.classes, card.shape):
+        raise DataError(f"found other classes or sizes in {card.name}; expected those of the run")
+    if card.task == "multi-label":
+        raise UsageError(f"found several labels of an image in {card.name}; expected one")
+
+
+def _affordable(pool: Pool, way: Way, seconds: float, left: list[str]) -> int:
+    """Return how many models the seconds allow, by going the way once; 0 where too few."""
+    begin = time.monotonic()
+    with hushed():
+        ask(pool, way, (torch.from_numpy(coins(len(pool.real), 1)[0]), 0))
+    each = 1.3 * (time.monotonic() - begin)  # the control's models are cheaper than the run's own
+    fits = min(MOST_MODELS, int((seconds - each) / each))
+    if fits >= FEWEST:
+        return fits
+    needed = (FEWEST + 2) * each / 60
+    left.append(
+        f"membership: one model takes {each:.0f} s and {FEWEST} are needed; give --budget "
+        f"{needed:.0f} or --models {FEWEST}"
+    )
+    return 0
+
+
+def _membership(pool: Pool, way: Way, models: int, seed: int, engine: Engine) -> Json:
+    own = shadows(pool, way, models=models, seed=seed, engine=engine)
+    steps = max(way.student_steps, CONTROL_STEPS)
+    control = dataclasses.replace(way, copies=True, rate=0.05, batch=64, student_steps=steps)
+    positive = shadows(pool, control, models=models, seed=seed + 1, engine=engine)
+    nothing = nothing_to_find(pool, own, seed)
+    marked = pool.canaries.numpy()
+    guesses = int(marked.sum()) // 4 * 2
+    bound = one_run(own.signals[0, : len(marked)][marked], own.inside[0][marked], guesses)
+    return {
+        "models": models,
+        "images": len(marked),
+        "canaries": int(marked.sum()),
+        "membership": _leaks(pool, own),
+        "positive_control": _leaks(pool, positive),
+        "negative_control": _leaks(pool, nothing),
+        "one_run": dataclasses.asdict(bound),
+    }
+
+
+def _leaks(pool: Pool, held: Shadows) -> Json:
+    def told(leak: Leak) -> Json:
+        sides = {"natural": leak.natural, "canaries": leak.canaries}
+        return {name: dataclasses.asdict(side) for name, side in sides.items() if side}
+
+    return {leak.attack: told(leak) for leak in attack(pool, held)}
+
+
+def verdict(record: Json) -> Json:
+    """Say what was found, and whether the controls allow to say it.
+
+    A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
+    release that breaks its promise. Its absence is said only of these attacks, and only where the
+    positive control was found and the negative one was not.
+    """
+    reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
+    if record.get("mechanism", {}).get("broken"):
+        reasons.append("the release breaks its promise")
+    if "membership" not in record:
+        return {"leaks": bool(reasons), "reasons": reasons, "membership": "not asked"}
+    seen = [curve for one in record["positive_control"].values() for curve in one.values()]
+    nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
+    positive = max(curve["auc_low"] for curve in seen) > POSITIVE
+    negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
+    for name, one in record["membership"].items():
+        for side, curve in one.items():
+            if curve["auc_low"] > 0.5 and negative:
+                reasons.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
+    valid = "valid"
+    if not negative:
+        valid = "no verdict: the negative control was found"
+    elif not positive and not reasons:
+        valid = "no verdict: the positive control was not found, so finding nothing means nothing"
+    return {"leaks": bool(reasons), "reasons": reasons, "membership": valid}
+
+
+def _copies_record(found: Copies) -> Json:
+    record = dataclasses.asdict(found) | {"failed": found.failed}
+    return record | {"nearest": record["nearest"][:SHOWN]}
+
+
+def _gallery(made: SyntheticSet, found: Copies, members: RealSet) -> bytes:
+    """Draw the synthetic images that lie nearest to a real one, and that one below."""
+    images, _ = made.to_train()
+    mean = torch.tensor(made.recipe.mean).view(-1, *[1] * (images.ndim - 2))
+    std = torch.tensor(made.recipe.std).view(-1, *[1] * (images.ndim - 2))
+    pairs = found.nearest[:SHOWN]
+    left = images[[pair.synthetic for pair in pairs]] * std + mean
+    right = members.images[[pair.real for pair in pairs]].float() / members.full
+    return png(sheet([("synthetic", left.clamp(0, 1)), ("nearest real", right)]))

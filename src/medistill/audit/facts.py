@@ -1,0 +1,72 @@
+"""Leak facts: what a set holds or was made with that tells about patients, without any attack."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..records import Json
+from ..sets import GIVEN, SyntheticSet
+
+Weight = Literal["high", "some", "none"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One property of a set, how much it says about patients, and why."""
+
+    kind: str
+    weight: Weight
+    text: str
+
+
+def facts_of(made: SyntheticSet, run: Json) -> list[Fact]:
+    """Return what is known of a set's start, labels, normalization, recipe and guarantee."""
+    held = (run.get("sketch") or {}).get("privacy")
+    facts = [_start(made), _labels(made)]
+    if made.card.normalization == GIVEN:
+        facts.append(Fact("normalization", "none", "mean and std were given, not taken from data"))
+    else:
+        facts.append(
+            Fact(
+                "normalization",
+                "some",
+                f"mean and std are those of the {made.card.normalization or 'data'}: two numbers "
+                "of all training images for each channel",
+            )
+        )
+    if made.recipe.whitening:
+        facts.append(
+            Fact("whitening", "high", "the set carries a covariance of all training images")
+        )
+    if made.card.digest:
+        facts.append(
+            Fact("digest", "some", "a digest of the data lets whoever has them confirm it")
+        )
+    if held:
+        facts.append(
+            Fact(
+                "guarantee",
+                "none",
+                f"made from one release with epsilon {held['epsilon']:g}, delta {held['delta']:g} "
+                f"for each {held['unit']}: the set itself is covered",
+            )
+        )
+    else:
+        facts.append(Fact("guarantee", "some", "no mechanism bounds what the set tells"))
+    return facts
+
+
+def _start(made: SyntheticSet) -> Fact:
+    if made.origin.real_pixels:
+        return Fact("start", "high", "images are, or started from, real images of patients")
+    if made.origin.start == "class-mean":
+        return Fact("start", "some", "images started from the mean image of each class")
+    return Fact("start", "none", "images started from noise")
+
+
+def _labels(made: SyntheticSet) -> Fact:
+    hard = bool(((made.labels == 0) | (made.labels == 1)).all())
+    if hard:
+        return Fact("labels", "none", "labels are the classes")
+    return Fact(
+        "labels", "some", "labels are soft: they carry what a model trained on patients thinks"
+    )

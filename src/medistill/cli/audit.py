@@ -1,0 +1,124 @@
+"""medistill audit: what an attack learns from a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import (
+    SOURCE_HELP,
+    AsJson,
+    DataRoot,
+    Offline,
+    Precision,
+    Seed,
+    Spacing,
+    Window,
+    Workers,
+    at_least_one,
+    emit,
+    guarded,
+    optioned,
+)
+
+if TYPE_CHECKING:
+    from ..records import Json
+
+
+@guarded
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run folder that distill wrote.")],
+    data: Annotated[str, typer.Option(help=SOURCE_HELP)],
+    budget: Annotated[float, typer.Option(help="Minutes; what they do not allow is named.")] = 10.0,
+    models: Annotated[
+        int | None,
+        typer.Option(help="Times the whole way is gone again: as the budget allows unless given."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Training images to ask about.")] = 400,
+    student_steps: Annotated[int, typer.Option(help="Steps of each model's training.")] = 300,
+    precision: Precision = "float32",
+    workers: Workers = 1,
+    seed: Seed = 0,
+    window: Window = None,
+    spacing: Spacing = None,
+    data_root: DataRoot = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a run: copies, membership over the whole way, and the private release if it had one.
+
+    Each model distills anew from images drawn by coins, a student is trained on that, and attacks
+    (LiRA, RMIA) say who was in. Some images carry a wrong label: the worst case. Controls stand
+    beside every number. That an attack finds nothing proves nothing beyond that attack.
+
+    Example: medistill audit runs/first --data phantom --models 4 --images 60
+    """
+    from ..audit import audit_run
+    from ..compute import Compute
+    from ..data import load
+    from ..engine import local
+
+    at_least_one(models=models, images=images, student_steps=student_steps)
+    where = optioned(data, window=window, spacing=spacing)
+    splits = load(where, root=data_root, offline=offline, seed=seed)
+    record = audit_run(
+        run,
+        splits,
+        minutes=budget,
+        models=models,
+        images=images,
+        student_steps=student_steps,
+        seed=seed,
+        compute=Compute(precision),
+        engine=local(workers),
+    )
+    emit(record, _text(record, run), as_json)
+
+
+def _text(record: "Json", run: Path) -> str:
+    lines = [f"{fact['kind']}: {fact['text']}" for fact in record["facts"]]
+    for one in record["copies"]:
+        lines.append(
+            f"copies ({one['view']}): {one['exact']} exact, {one['suspects']} nearer than held-out "
+            f"images come ({one['expected']:.1f} expected){': FAILED' if one['failed'] else ''}"
+        )
+    if "mechanism" in record:
+        held = record["mechanism"]
+        lines.append(
+            f"release: epsilon is at least {held['lower']:.2f} of {held['claimed']:g} claimed "
+            f"({held['runs']:,} releases){': BROKEN' if held['broken'] else ''}"
+        )
+    if "membership" in record:
+        lines += _attacks(record)
+    lines += [f"left out: {text}" for text in record["left_out"]]
+    found = record["verdict"]
+    leaks = "; ".join(found["reasons"]) if found["leaks"] else "none found by these attacks"
+    lines.append(f"leaks: {leaks}. Membership: {found['membership']}.")
+    return "\n".join([*lines, f"look at {run / 'audit_copies.png'}"])
+
+
+def _attacks(record: "Json") -> list[str]:
+    lines = [
+        f"membership: {record['models']} models, {record['images']} images, "
+        f"{record['canaries']} of them with a wrong label"
+    ]
+    for title, key in (
+        ("run", "membership"),
+        ("positive control", "positive_control"),
+        ("negative control", "negative_control"),
+    ):
+        for attack, sides in record[key].items():
+            for side, curve in sides.items():
+                found = curve["found"][-1]
+                lines.append(
+                    f"  {title:<17}{attack:<5}{side:<9} AUC {curve['auc']:.3f} "
+                    f"[{curve['auc_low']:.3f}, {curve['auc_high']:.3f}]; found at "
+                    f"{100 * found['rate']:g}%: {100 * found['tpr']:.1f} "
+                    f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+                )
+    one = record["one_run"]
+    lines.append(
+        f"one run: {one['right']} of {one['guesses']} guesses right: epsilon is at least "
+        f"{one['lower']:.2f} (at most {one['provable']:.2f} could be shown)"
+    )
+    return lines
