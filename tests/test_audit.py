@@ -43,12 +43,13 @@ from medistill.budget import Budget
 from medistill.cli import app
 from medistill.data import load
 from medistill.distill import distill
-from medistill.errors import UsageError
+from medistill.errors import DataError, UsageError
 from medistill.methods import Task
 from medistill.methods.dm import DM
 from medistill.methods.random import Random
-from medistill.privacy import Guarantee, noise_of
+from medistill.privacy import Guarantee, attacker, noise_of
 from medistill.records import read_json
+from medistill.report.officer import officer
 from medistill.sets import RealSet, Splits, normalized_by
 
 DELTA = 1e-5
@@ -399,6 +400,17 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     shown = CliRunner().invoke(app, words).stdout
     assert "positive control" in shown
     assert "one run:" in shown
+    page = run / "REPORT.md"
+    made = CliRunner().invoke(app, ["report", str(run), "--out", str(page)])
+    assert made.exit_code == 0, made.output
+    text = page.read_text()
+    own = record["membership"]["lira"]["canaries"]
+    assert f"AUC {own['auc']:.2f} [{own['auc_low']:.2f}, {own['auc_high']:.2f}]" in text
+    assert "120 training images of patients whose number is not known" in text
+    assert "None. No mechanism bounds" in text
+    assert "too few others to resolve this rate" in text
+    assert "Not tried: mechanism" in text
+    assert "anonymous" not in text.replace("does not make them anonymous", "")
     short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
     assert "left out: membership: one model takes" in short.stdout
     wrong = CliRunner().invoke(app, ["audit", str(run), "--data", "phantom:n=130,size=16"])
@@ -414,6 +426,11 @@ def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
     assert record["verdict"]["leaks"] is True
     assert record["verdict"]["reasons"] == ["copies in pixels", "copies in features"]
     assert record["facts"][0]["weight"] == "high"
+    told = officer(run)
+    assert "Leaks were found: copies in pixels and copies in features." in told
+    assert "copy check FAILED" in told
+    with pytest.raises(DataError, match="medistill audit"):
+        officer(tmp_path)
 
 
 @pytest.mark.slow
@@ -432,6 +449,11 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
         )
     )
     record = audit_run(tmp_path / "run", splits, models=4, images=60, student_steps=10)
+    told = officer(tmp_path / "run")
+    gain = attacker(20.0, DELTA)
+    assert f"finds a member {100 * gain['tpr_at_0.01']:.1f} times in 100 at most" in told
+    assert "a patient with several images is protected less" in told
+    assert "bounded by epsilon 20" in told
     assert record["mechanism"]["claimed"] == 20
     assert record["mechanism"]["broken"] is False
     assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.2)

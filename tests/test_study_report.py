@@ -208,8 +208,8 @@ def test_the_command_line_writes_words_and_figures(page: Path, tmp_path: Path) -
     assert "figures in" in made.stdout
     assert list((tmp_path / "figures").glob("*.pdf"))
     for words, said in (
-        ((str(tmp_path), "--out", out), "for figures and FILE.md"),
-        ((study, "--indicator", "x.json"), "expected --out FILE.md"),
+        ((str(tmp_path), "--figures", out), "a folder that study run wrote"),
+        ((study, "--indicator", "x.json"), "expected a study and --out FILE.md"),
     ):
         wrong = run(*words)
         assert wrong.exit_code == 2

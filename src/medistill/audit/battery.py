@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -69,7 +70,9 @@ def audit_run(
     begin = time.monotonic()
     made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
     _check(made, run, splits)
-    record: Json = {"format": FORMAT, "run": str(folder), "seed": seed}
+    today = datetime.now(UTC).date().isoformat()
+    record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
+    record["data"] = _counted(splits.train)
     record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
     found = copies(made, splits.train, splits.val, seed=seed)
     write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
@@ -94,6 +97,18 @@ def audit_run(
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
     return record
+
+
+def _counted(real: RealSet) -> Json:
+    """Return how many images and patients a set was made from, and the smallest class."""
+    told: Json = {"images": len(real), "patients": None}
+    sizes = [len(members) for members in real.by_class]
+    if real.card.patients and real.groups is not None:
+        groups = real.groups
+        told["patients"] = len(groups.unique())
+        sizes = [len(groups[members].unique()) for members in real.by_class]
+    least = sizes.index(min(sizes))
+    return told | {"smallest_class": real.card.classes[least], "smallest": sizes[least]}
 
 
 def way_of(run: Json, student_steps: int, compute: Compute) -> Way:

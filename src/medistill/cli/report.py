@@ -12,11 +12,15 @@ from .common import AsJson, emit, guarded
 def report(
     run: Annotated[Path, typer.Argument(help="A folder that distill or study run wrote.")],
     out: Annotated[
-        Path, typer.Option(help="The HTML file to write; of a study also FILE.md, in words.")
+        Path,
+        typer.Option(
+            help="FILE.html; or FILE.md: of a study its findings, of an audited run the page for a "
+            "data protection officer."
+        ),
     ] = Path("report.html"),
     indicator: Annotated[
         Path | None,
-        typer.Option(help="For FILE.md: what study fit-indicator wrote, to be judged there."),
+        typer.Option(help="For a study's FILE.md: what study fit-indicator wrote."),
     ] = None,
     figures: Annotated[
         Path | None,
@@ -29,25 +33,26 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run or a study; it needs no network to be read.
 
-    A study's findings can also be written as Markdown, and its figures as files for papers.
+    FILE.md is Markdown: a study's findings, or what a data protection officer has to know of an
+    audited run. A study's figures can be written as files of their own.
 
     Example: medistill report runs/first --out report.html
     """
     from ..errors import UsageError
     from ..indicator import load_indicator
+    from ..report import officer_report, study_paper, study_prints, study_report
     from ..report import report as write_report
-    from ..report import study_paper, study_prints, study_report
 
     of_study = (run / "study.yaml").is_file()
     in_words = out.suffix == ".md"
-    if (figures is not None or in_words) and not of_study:
-        raise UsageError(
-            f"found {run}; expected a folder that study run wrote for figures and FILE.md"
-        )
-    if indicator is not None and not in_words:
-        raise UsageError(f"found --indicator for {out}; expected --out FILE.md beside it")
-    if in_words:
+    if figures is not None and not of_study:
+        raise UsageError(f"found --figures for {run}; expected a folder that study run wrote")
+    if indicator is not None and not (in_words and of_study):
+        raise UsageError(f"found --indicator for {out}; expected a study and --out FILE.md")
+    if in_words and of_study:
         study_paper(run, out, load_indicator(indicator) if indicator else None)
+    elif in_words:
+        officer_report(run, out)
     else:
         (study_report if of_study else write_report)(run, out)
     drawn = study_prints(run, figures, form) if figures is not None else []

@@ -11,9 +11,10 @@ from ..metrics import score
 from ..records import to_record, write_atomic
 from ..study import BASELINES, Folder, grid
 from ..tabulate import as_markdown, table, text_of
-from .paper_answers import claim, lines, sample, variation
+from .paper_answers import claim, sample, variation
 from .study import Opened, opened
-from .study_words import against_random, findings, listed
+from .study_words import against_random, findings
+from .words import listed, markdown
 
 
 def study_paper(path: Path, out: Path, indicator: Indicator | None = None) -> None:
@@ -85,7 +86,7 @@ def _protocol(found: Opened) -> list[str]:
         facts = (str(first["classes"]), str(first["train"]), f"{fisher:.3f}")
         rows.append((data.title, data.group, *facts, text_of(full, "accuracy")))
     head = ("source", "kind", "classes", "training images", "Fisher ratio", "all data, accuracy")
-    return ["## Protocol", text, lines(head, rows)]
+    return ["## Protocol", text, markdown(head, rows)]
 
 
 def _over_sources(found: Opened, method: str, ipc: int) -> tuple[Array, Array]:
@@ -126,7 +127,7 @@ def _gains(found: Opened) -> list[str]:
         rows.append((method, *cells))
     head = ("method", *(f"{ipc} per class" for ipc in budgets))
     best = [_best(found, ipc) for ipc in budgets]
-    return ["## Against random images", text, lines(head, rows), " ".join(filter(None, best))]
+    return ["## Against random images", text, markdown(head, rows), " ".join(filter(None, best))]
 
 
 def _best(found: Opened, ipc: int) -> str:
@@ -168,7 +169,7 @@ def _cost(found: Opened) -> list[str]:
         "## Cost",
         "Median seconds of a distillation over sources, on the study's machine, beside other work; "
         "experts, banks and sketches are prepared once and not counted in those that reuse them.",
-        lines(head, rows),
+        markdown(head, rows),
     ]
 
 

@@ -11,18 +11,13 @@ from ..records import Json
 from ..tabulate import Book, as_markdown, table
 from .study import Opened
 from .study_figures import LEAST_GAP
+from .words import markdown
 
 POOLED = (
     *("candidate", "error of accuracy", "Pearson, pooled", "Spearman, pooled"),
     *("p", "p better"),
 )
 CLEAR = 0.05  # p-values below it are told
-
-
-def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of Markdown."""
-    made = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*made, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _gaps(found: Opened, method: str, ipc: int, among: Sequence[str]) -> dict[str, float]:
@@ -56,7 +51,7 @@ def variation(found: Opened) -> list[str]:
         "Spearman correlation over sources between the Fisher ratio (spread between classes over "
         "spread within, small: great variation within classes) and the gap closed, with its "
         "two-sided permutation p:",
-        lines(head, rows),
+        markdown(head, rows),
     ]
     if kinds:
         parts += ["Median gap closed by kind of source:", _by_kind(found, list(kinds))]
@@ -99,7 +94,7 @@ def _by_kind(found: Opened, kinds: Sequence[str]) -> str:
                 gaps = list(_gaps(found, method, ipc, among).values())
                 cells.append(f"{100 * float(np.median(gaps)):.0f}% of {len(gaps)}" if gaps else "")
             rows.append((method, str(ipc), *cells))
-    return lines(("method", "ipc", *kinds), rows)
+    return markdown(("method", "ipc", *kinds), rows)
 
 
 def claim(indicator: Indicator) -> list[str]:
@@ -151,7 +146,7 @@ def sample(indicator: Indicator) -> list[str]:
                 rows.append((name, ipc, *_judged(at)))
         head = ("candidate", "ipc", "error", "error, families left out", "Spearman", "Pearson")
         more = ("80% intervals hold", "gain, Spearman", "share of all data's, Spearman")
-        parts.append(f"Of {metric}:\n\n" + lines((*head, *more), rows))
+        parts.append(f"Of {metric}:\n\n" + markdown((*head, *more), rows))
     pooled = []
     for name in CANDIDATES:
         one = indicator.report["accuracy"][name]
@@ -161,7 +156,7 @@ def sample(indicator: Indicator) -> list[str]:
     parts.append(
         "Over all budgets at once; pooled correlations are high because larger budgets and easier "
         "datasets score higher whatever the method does. p: datasets permuted; p better: signs "
-        "flipped, against the random accuracy alone:\n\n" + lines(POOLED, pooled)
+        "flipped, against the random accuracy alone:\n\n" + markdown(POOLED, pooled)
     )
     parts.append(
         f"Kept: {indicator.chosen}, from {len(indicator.examples)} datasets. Being the best of "

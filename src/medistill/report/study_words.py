@@ -8,7 +8,7 @@ import numpy as np
 from ..metrics import Score
 from ..tabulate import Book
 from .study_figures import methods_of
-from .words import apart
+from .words import apart, listed
 
 FEWEST = 3  # sources, below which no word is said about a method
 
@@ -92,13 +92,3 @@ def _at(ipc: int, found: Sequence[Against]) -> str:
     elif last is not best:
         text += f" {last.method} gains least ({100 * last.gain:+.1f})."
     return text
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words as a sentence lists them.
-
-    Example:
-        >>> listed(["a", "b", "c"])
-        'a, b and c'
-    """
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,6 +1,7 @@
 """Numbers into words: scores with their intervals, and what they show, no more than that."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..metrics import Score
@@ -190,3 +191,26 @@ def _worth(worth: Score) -> str:
 
 def _gap(evaluation: Json, metric: str) -> Any:
     return (evaluation.get("gap_closed") or {}).get(metric)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them.
+
+    Example:
+        >>> listed(["a", "b", "c"])
+        'a, b and c'
+    """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of Markdown.
+
+    Example:
+        >>> print(markdown(("a", "b"), [("1", "2")]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    made = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*made, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -1,0 +1,204 @@
+"""A page for the data protection officer: what was made, is proved, was tried, and remains.
+
+It is evidence for the controller's decision and makes none: it never calls a set anonymous.
+"""
+
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..privacy import attacker
+from ..records import Json, read_json, write_atomic
+from .words import listed, markdown
+
+REASSESS_DAYS = 365
+RATE = 0.01
+EMPTY = "(to be filled in by the controller)"
+
+
+def officer_report(path: Path, out: Path) -> None:
+    """Write the page of an audited run folder as Markdown.
+
+    Raises: DataError when the folder holds no audited run; RunRefused when `out` cannot be written.
+    """
+    write_atomic(out, officer(path).encode())
+
+
+def officer(path: Path) -> str:
+    """Return the page as text.
+
+    Raises: DataError when the folder holds no audited run.
+    """
+    if not (path / "audit.json").is_file():
+        raise DataError(
+            f"found no audit.json in {path}; expected an audited run: `medistill audit {path} "
+            "--data SOURCE` first"
+        )
+    run, audit = read_json(path / "run.json"), read_json(path / "audit.json")
+    written = date.fromisoformat(audit["date"])
+    again = written + timedelta(days=REASSESS_DAYS)
+    size = (path / "synthetic.safetensors").stat().st_size
+    parts = [
+        f"# Distilled images of {run['data']['name']}: for the data protection officer",
+        "Evidence for the controller's decision. That images are synthetic does not make them "
+        "anonymous: they are made of patients' images.",
+        *_what(run, audit, size),
+        *_guarantee(run),
+        *_tests(audit),
+        *_grid(run, audit),
+        "## What remains",
+        _remains(audit),
+        f"Audited {written}. To be assessed anew by {again}, or earlier if a new attack on "
+        "distilled sets is published or the set is made anew.",
+    ]
+    return "\n\n".join(parts).replace("<", "&lt;") + "\n"
+
+
+def _what(run: Json, audit: Json, size: int) -> list[str]:
+    data, card = audit["data"], run["data"]
+    patients = data["patients"]
+    people = f"{patients:,} patients" if patients else "patients whose number is not known"
+    unit = "patients" if patients else "images"
+    rows: list[tuple[str, ...]] = [
+        ("What would be released", f"{run['images']} synthetic images, {size:,} bytes"),
+        ("Made from", f"{data['images']:,} training images of {people}"),
+        ("Smallest class", f"{data['smallest_class']}: {data['smallest']:,} {unit}"),
+        ("Method", f"{run['method']}, {run['steps_done']:,} steps, from {run['start']}"),
+        ("License of the data", card.get("license", "unknown")),
+        ("Recipients, purpose, legal basis, contract, expiry, contact", EMPTY),
+        ("Done against names in pixels and headers", EMPTY),
+    ]
+    facts = [f"- {one['kind']} ({one['weight']}): {one['text']}" for one in audit["facts"]]
+    return [
+        "## What it is",
+        markdown(("", ""), rows),
+        "What it holds of patients by its making:\n\n" + "\n".join(facts),
+    ]
+
+
+def _promise(run: Json) -> Json | None:
+    found: Json | None = (run.get("sketch") or {}).get("privacy")
+    return found
+
+
+def _guarantee(run: Json) -> list[str]:
+    held = _promise(run)
+    if held is None:
+        return [
+            "## Guarantee",
+            "None. No mechanism bounds what the set tells of a patient; only attacks were tried.",
+        ]
+    gain = attacker(held["epsilon"], held["delta"])
+    return [
+        "## Guarantee",
+        f"Differential privacy, epsilon {held['epsilon']:g}, delta {held['delta']:g}, for each "
+        f"{held['unit']} ({held['adjacency']}), by one noisy release. In plain words: somebody who "
+        f"knows the images of all others, and is ready to take 1 in 100 strangers for a member, "
+        f"finds a member {100 * gain['tpr_at_0.01']:.1f} times in 100 at most (with 1 in 1,000: "
+        f"{100 * gain['tpr_at_0.001']:.2f}). This holds against every attack, known or not, and "
+        "for all that is made from the same release.",
+        "Not covered: scores and settings that were chosen on real images, the sizes of classes in "
+        "this page, facts about groups (that is what the set is for), a compromised machine, and "
+        f"further releases of the same data, which the ledger adds up.{_by_image(held)}",
+    ]
+
+
+def _by_image(held: Json) -> str:
+    if held["unit"] == "patient":
+        return ""
+    return " The unit is an image: a patient with several images is protected less."
+
+
+def _tests(audit: Json) -> list[str]:
+    rows: list[tuple[str, ...]] = []
+    for one in audit["copies"]:
+        said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
+        what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} near"
+        rows.append((f"copies ({one['view']})", what, said))
+    if "mechanism" in audit:
+        held = audit["mechanism"]
+        what = f"{held['runs']:,} releases with and without the worst patient"
+        said = f"epsilon is at least {held['lower']:.2f} of {held['claimed']:g} claimed"
+        rows.append(("the release", what, said + (": BROKEN" if held["broken"] else "")))
+    if "membership" in audit:
+        for title, key in (
+            ("membership", "membership"),
+            ("positive control: copies, must be found", "positive_control"),
+            ("negative control: nothing to find", "negative_control"),
+        ):
+            rows += _attack_rows(title, audit[key])
+        one = audit["one_run"]
+        said = (
+            f"epsilon is at least {one['lower']:.2f}; {one['provable']:.2f} could be shown at most"
+        )
+        rows.append(("one run", f"{one['right']} of {one['guesses']} guesses right", said))
+    text = (
+        "The attacker is assumed to know the method, its settings and the training recipe, and to "
+        "be able to distill from other patients' images. Canaries are images with a wrong label, "
+        "the worst case. Shares are found members at one false alarm in a hundred strangers, with "
+        "95% intervals."
+    )
+    left = [f"Not tried: {one}." for one in audit["left_out"]]
+    return ["## What was tried", text, markdown(("attack", "what", "found"), rows), *left]
+
+
+def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for attack, by in sides.items():
+        for side, curve in by.items():
+            at: dict[str, Any] = next(one for one in curve["found"] if one["rate"] == RATE)
+            what = f"{attack}, {side}: {at['members']:,} members, {at['others']:,} others"
+            power = "" if at["resolved"] else "; too few others to resolve this rate"
+            rows.append(
+                (
+                    title,
+                    what,
+                    f"{100 * at['tpr']:.1f}% [{100 * at['low']:.1f}, {100 * at['high']:.1f}], AUC "
+                    f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]{power}",
+                )
+            )
+    return rows
+
+
+def _grid(run: Json, audit: Json) -> list[str]:
+    """Return the three criteria of WP216 (05/2014), each with its evidence and what remains."""
+    held, found = _promise(run), audit["verdict"]
+    bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
+    copied = any(one["failed"] for one in audit["copies"])
+    asked = "membership" in audit
+    rows: list[tuple[str, ...]] = [
+        (
+            "singling out: can a patient's record be isolated?",
+            "copy check FAILED" if copied else "copy check found none; look at the gallery",
+            f"{bound}; images that started from real ones are records of patients"
+            if run["real_pixels"]
+            else bound,
+        ),
+        (
+            "linkability: can records of one patient be linked?",
+            "membership inference: " + (found["membership"] if asked else "not tried"),
+            f"{bound}; knowing that a patient is in tells where the patient was treated",
+        ),
+        (
+            "inference: can something be deduced about a patient?",
+            "not tried: no attribute beside the class is attacked here",
+            f"{bound} for what depends on the patient; group facts remain by purpose",
+        ),
+    ]
+    return ["## The three questions of WP216", markdown(("question", "evidence", "risk"), rows)]
+
+
+def _remains(audit: Json) -> str:
+    found = audit["verdict"]
+    if found["leaks"]:
+        return (
+            f"Leaks were found: {listed(found['reasons'])}. Treat the set as data of patients; do "
+            "not release it beyond those who may see them."
+        )
+    if found["membership"] != "valid":
+        return f"No conclusion on membership ({found['membership']}). Treat it as data of patients."
+    return (
+        "These attacks found nothing and the controls show that they could have. Other attacks may "
+        "find more: keep recipients bound by contract not to try."
+    )
