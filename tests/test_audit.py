@@ -23,6 +23,7 @@ from medistill.audit import (
     one_run,
     worst_patient,
 )
+from medistill.audit.attributes import _difference, attributes, subgroups
 from medistill.audit.battery import verdict
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.mechanism import once
@@ -30,6 +31,7 @@ from medistill.audit.membership import (
     Pool,
     Shadows,
     Way,
+    _copied,
     attack,
     coins,
     nothing_to_find,
@@ -37,6 +39,7 @@ from medistill.audit.membership import (
     shadows,
 )
 from medistill.audit.one_run import p_value
+from medistill.audit.reconstruction import recovered
 from medistill.audit.signals import lira, rmia, sureness
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
@@ -44,9 +47,12 @@ from medistill.cli import app
 from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import DataError, UsageError
+from medistill.features import logits_of_set
 from medistill.methods import Task
+from medistill.methods.base import recipe_of
 from medistill.methods.dm import DM
 from medistill.methods.random import Random
+from medistill.model import train
 from medistill.privacy import Guarantee, attacker, noise_of
 from medistill.records import read_json
 from medistill.report.officer import officer
@@ -388,7 +394,12 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     assert (record["models"], record["images"], record["canaries"]) == (4, 60, 12)
     for control in ("membership", "positive_control", "negative_control"):
         assert set(record[control]) == {"lira", "rmia"}
-    assert record["left_out"] == ["mechanism: the run has no private release to audit"]
+    assert [text.split(":")[0] for text in record["left_out"]] == [
+        "reconstruction",
+        "attributes",
+        "mechanism",
+    ]
+    assert {one["name"] for one in record["subgroups"]} == {"class normal", "class nodule"}
     assert {fact["kind"]: fact["weight"] for fact in record["facts"]} == {
         "start": "none",
         "labels": "none",
@@ -424,10 +435,14 @@ def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
     splits = load("phantom:n=120,size=16")
     record = audit_run(run, splits, minutes=0.001)
     assert record["verdict"]["leaks"] is True
-    assert record["verdict"]["reasons"] == ["copies in pixels", "copies in features"]
+    assert record["verdict"]["reasons"] == [
+        "copies in pixels",
+        "copies in features",
+        "images lead back to the real ones they started from",
+    ]
     assert record["facts"][0]["weight"] == "high"
     told = officer(run)
-    assert "Leaks were found: copies in pixels and copies in features." in told
+    assert "Leaks were found: copies in pixels, copies in features and images lead back" in told
     assert "copy check FAILED" in told
     with pytest.raises(DataError, match="medistill audit"):
         officer(tmp_path)
@@ -485,3 +500,64 @@ def test_there_is_no_verdict_without_both_controls(
     found = verdict({"copies": [], **record})
     assert found["leaks"] is leaks
     assert said in found["membership"]
+
+
+def with_fact(real: RealSet, values: torch.Tensor) -> RealSet:
+    """Return a set with one more number known of each image."""
+    return RealSet(real.images, real.labels, real.card, real.groups, {"site": values})
+
+
+@pytest.mark.slow
+def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
+    """Members of site 1 have a wrong label, which only a model that saw them knows."""
+    splits = load("phantom:n=240,size=16,variation=1")
+    draw = torch.Generator().manual_seed(0)
+    site = (torch.rand(240, generator=draw) < 0.3).long()
+    odd = RealSet(splits.train.images, (splits.train.labels + site) % 2, splits.train.card)
+    learned = train(
+        _copied(odd, Task(odd, Budget(ipc=2), ConvNet(2, 16))),
+        dataclasses.replace(
+            recipe_of(Task(odd, Budget(ipc=2), ConvNet(2, 16))),
+            steps=400,
+            stop=400,
+            lr=0.05,
+            batch=64,
+            augmentation={"kinds": []},
+        ),
+    )
+    members = with_fact(splits.train, site)
+    others = load("phantom:n=240,size=16,variation=1,seed=1").train
+    others = with_fact(others, (torch.rand(240, generator=draw) < 0.3).long())
+    (found,) = attributes(learned, members, others)
+    assert found.name == "site"
+    assert found.low <= found.members - found.others <= found.high
+    assert found.majority == pytest.approx(float((others.facts["site"] == 0).double().mean()))
+    few = with_fact(others, torch.zeros(240))
+    assert attributes(learned, with_fact(splits.train, torch.zeros(240)), few) == []
+    groups = {one.name: one for one in subgroups(learned, members)}
+    right = logits_of_set(learned, splits.train).argmax(1) == splits.train.labels
+    assert groups["site 1"].accuracy == pytest.approx(float(right[site == 1].double().mean()))
+    assert groups["site 1"].accuracy < 0.2 < 0.8 < groups["site 0"].accuracy
+    assert groups["site 0"].images == int((site == 0).sum())
+    assert len(groups) == 4
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """56 of 70 against 48 of 80: his table gives 0.0524 to 0.3339."""
+    one, other = np.arange(70) < 56, np.arange(80) < 48
+    assert _difference(one, other) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_images_that_kept_their_start_lead_back_to_it() -> None:
+    task = Task(SPLITS.train, Budget(ipc=3), SMALL)
+    method = DM(start="real", lr_images=0.01)
+    made = distill(method, task, seed=4, steps=2)
+    found = recovered(made, method, task, 4)
+    assert found is not None
+    assert (found.images, found.recovered, found.failed) == (6, 6, True)
+    assert found.chance == pytest.approx(1 / 60)
+    noise = torch.rand(made.images.shape, generator=gen(1))
+    lost = recovered(dataclasses.replace(made, images=noise), method, task, 4)
+    assert lost is not None
+    assert not lost.failed
+    assert recovered(made, DM(), task, 4) is None

@@ -12,12 +12,14 @@ from ..budget import Budget
 from ..compute import PLAIN, Compute
 from ..engine import Engine, Here
 from ..errors import DataError, UsageError
-from ..methods import make
+from ..methods import Task, make
+from ..model import train
 from ..pictures import png, sheet
 from ..privacy import Guarantee
 from ..progress import hushed
 from ..records import Json, from_record, read_json, write_atomic, write_json
 from ..sets import RealSet, Splits, SyntheticSet
+from .attributes import attributes, subgroups
 from .copies import Copies, copies
 from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
@@ -35,6 +37,7 @@ from .membership import (
     shadows,
 )
 from .one_run import one_run
+from .reconstruction import recovered
 
 FORMAT = "medistill audit 1"
 HERE: Engine = Here()
@@ -78,6 +81,7 @@ def audit_run(
     write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
     record["copies"] = [_copies_record(one) for one in found]
     left: list[str] = []
+    record |= _of_the_set(made, run, splits, left)
     held = (run.get("sketch") or {}).get("privacy")
     if held:
         promise = from_record(Guarantee, held)
@@ -97,6 +101,26 @@ def audit_run(
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
     return record
+
+
+def _of_the_set(made: SyntheticSet, run: Json, splits: Splits, left: list[str]) -> Json:
+    """Return what one student of the set as it is tells, and whether images show their start."""
+    told: Json = {}
+    method = make(run["method"], run["settings"])
+    if method.start == "real" and not (run.get("sketch") or {}):
+        backbone, budget = from_spec(run["backbone"]), from_record(Budget, run["budget"])
+        back = recovered(made, method, Task(splits.train, budget, backbone), run["seed"])
+        if back is not None:
+            told["reconstruction"] = dataclasses.asdict(back) | {"failed": back.failed}
+    else:
+        left.append(f"reconstruction: images started from {made.origin.start}")
+    network = train(made)
+    told["subgroups"] = [dataclasses.asdict(one) for one in subgroups(network, splits.val)]
+    found = attributes(network, splits.train, splits.val)
+    told["attributes"] = [dataclasses.asdict(one) for one in found]
+    if not found:
+        left.append("attributes: the source has none with enough images of each value")
+    return told
 
 
 def _counted(real: RealSet) -> Json:
@@ -191,6 +215,11 @@ def verdict(record: Json) -> Json:
     positive control was found and the negative one was not.
     """
     reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
+    if record.get("reconstruction", {}).get("failed"):
+        reasons.append("images lead back to the real ones they started from")
+    for one in record.get("attributes", []):
+        if one["low"] > 0:
+            reasons.append(f"{one['name']} is guessed better of members")
     if record.get("mechanism", {}).get("broken"):
         reasons.append("the release breaks its promise")
     if "membership" not in record:

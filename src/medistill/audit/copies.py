@@ -72,6 +72,11 @@ def copies(
     return [_compare(name, see, made, members, others.take(order)) for name, see in views.items()]
 
 
+def nearest_members(images: Tensor, members: RealSet) -> Tensor:
+    """Return which member lies nearest to each normalized image, as pixels. Shapes: int64 [n]."""
+    return _nearest(_plain(images), members, _plain)[1]
+
+
 def _plain(images: Tensor) -> Tensor:
     flat = images.flatten(1)
     return _unit(flat - flat.mean(1, keepdim=True))

@@ -82,6 +82,18 @@ def _text(record: "Json", run: Path) -> str:
             f"copies ({one['view']}): {one['exact']} exact, {one['suspects']} nearer than held-out "
             f"images come ({one['expected']:.1f} expected){': FAILED' if one['failed'] else ''}"
         )
+    if "reconstruction" in record:
+        one = record["reconstruction"]
+        lines.append(
+            f"reconstruction: {one['recovered']} of {one['images']} images lead back to the real "
+            f"one they started from (by chance {100 * one['chance']:.1f}%)"
+        )
+    for one in record["attributes"]:
+        lines.append(
+            f"attribute {one['name']}: guessed of {100 * one['members']:.1f}% of members, "
+            f"{100 * one['others']:.1f}% of others (advantage {100 * one['low']:.1f} to "
+            f"{100 * one['high']:.1f} points)"
+        )
     if "mechanism" in record:
         held = record["mechanism"]
         lines.append(

@@ -116,6 +116,17 @@ def _tests(audit: Json) -> list[str]:
         said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
         what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} near"
         rows.append((f"copies ({one['view']})", what, said))
+    if "reconstruction" in audit:
+        one = audit["reconstruction"]
+        what = (
+            f"{one['recovered']} of {one['images']} lead back to the real image they started from"
+        )
+        rows.append(("reconstruction", what, f"by chance {100 * one['chance']:.1f}%"))
+    for one in audit["attributes"]:
+        shares = [f"{100 * one[side]:.1f}% of {side}" for side in ("members", "others")]
+        what = f"{one['name']}: guessed of {listed(shares)}"
+        gain = f"advantage {100 * one['low']:.1f} to {100 * one['high']:.1f} points"
+        rows.append(("attribute inference", what, gain))
     if "mechanism" in audit:
         held = audit["mechanism"]
         what = f"{held['runs']:,} releases with and without the worst patient"
@@ -139,8 +150,14 @@ def _tests(audit: Json) -> list[str]:
         "the worst case. Shares are found members at one false alarm in a hundred strangers, with "
         "95% intervals."
     )
+    served = [
+        (one["name"], f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
+        for one in audit["subgroups"]
+    ]
+    told = "Accuracy of one student of the set on validation images, group by group:"
+    groups = f"{told}\n\n" + markdown(("group", "images", "percent"), served)
     left = [f"Not tried: {one}." for one in audit["left_out"]]
-    return ["## What was tried", text, markdown(("attack", "what", "found"), rows), *left]
+    return ["## What was tried", text, markdown(("attack", "what", "found"), rows), *left, groups]
 
 
 def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
@@ -167,6 +184,12 @@ def _grid(run: Json, audit: Json) -> list[str]:
     bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
     copied = any(one["failed"] for one in audit["copies"])
     asked = "membership" in audit
+    better = [one["name"] for one in audit["attributes"] if one["low"] > 0]
+    inferred = "not tried: the source has no attribute beside the class"
+    if audit["attributes"]:
+        inferred = "no attribute is guessed better of members"
+    if better:
+        inferred = f"guessed better of members: {listed(better)}"
     rows: list[tuple[str, ...]] = [
         (
             "singling out: can a patient's record be isolated?",
@@ -182,7 +205,7 @@ def _grid(run: Json, audit: Json) -> list[str]:
         ),
         (
             "inference: can something be deduced about a patient?",
-            "not tried: no attribute beside the class is attacked here",
+            inferred,
             f"{bound} for what depends on the patient; group facts remain by purpose",
         ),
     ]
