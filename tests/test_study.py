@@ -23,7 +23,7 @@ from medistill.cli import app
 from medistill.engine import Here, Processes
 from medistill.errors import DataError, UsageError
 from medistill.study import Folder, Options, Place, Study, entries_of, grid, read_study, run_study
-from medistill.tabulate import Book, as_csv, rows_of, table
+from medistill.tabulate import Book, as_csv, read_rows, rows_of, table, write_rows
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -59,6 +59,34 @@ def without_times(value: Any) -> Any:
 def cells_in(folder: Path) -> dict[str, Any]:
     files = sorted((folder / "cells").glob("*.json"))
     return {path.stem: without_times(json.loads(path.read_text())) for path in files}
+
+
+@pytest.mark.slow
+def test_a_cell_is_audited_where_that_is_asked_and_its_key_says_so(tmp_path: Path) -> None:
+    real = "{method: dm, settings: {start: real}, steps: {1: 2, 2: 2}, audit: 4}"
+    text = TINY.replace("  - herding\n", "").replace("{method: dm, steps: {1: 3, 2: 5}}", real)
+    plain, asked = tiny(tmp_path), tiny(tmp_path, text)
+    known, cells = {cell.key for cell in grid(plain).values()}, grid(asked)
+    fresh = {place.method for place, cell in cells.items() if cell.key not in known}
+    assert fresh == {"dm"}
+    options = Options(only=("alike", "dm"))
+    run_study(asked, tmp_path / "out", Here(), cache=tmp_path / "cache", options=options)
+    place = next(place for place in cells if place.method == "dm" and place.source == "alike")
+    record = Folder(tmp_path / "out").cell(cells[place].key)
+    assert record is not None
+    assert record["status"] == "done", record["error"]
+    assert record["audit"]["models"] == 4
+    assert record["audit"]["reconstruction"]["failed"] is True
+    entries = entries_of(Folder(tmp_path / "out"), cells)
+    rows = rows_of(asked, entries)
+    found = Book(rows, asked.budgets).score("lira_auc", "alike", "dm", place.ipc, place.backbone)
+    held = [e.record for e in entries if e.place[:3] == place[:3] and e.record]
+    means = [one["audit"]["membership"]["lira"]["canaries"]["auc"] for one in held]
+    assert found is not None
+    assert found.mean == pytest.approx(sum(means) / len(means))
+    assert read_rows(write_rows(rows))[0]["lira_auc"] is None  # random images come first
+    with pytest.raises(UsageError, match="fewer than 4 models"):
+        tiny(tmp_path, text.replace("audit: 4", "audit: 2"))
 
 
 @pytest.fixture(scope="module")

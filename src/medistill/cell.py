@@ -15,6 +15,7 @@ import torch
 
 from . import __version__
 from .arms import RATES, arm_rows, full_arm, random_arm, synthetic_arm
+from .audit import audit_run
 from .backbones import backbone as read_backbone
 from .budget import Budget
 from .compute import Compute, find_device
@@ -30,6 +31,7 @@ from .records import Json, digest, from_record, to_record
 from .sets import Recipe, Splits, SyntheticSet
 
 FORMAT = "medistill cell 1"
+UNTOLD = ("run", "date", "seconds")  # of an audit: they differ where nothing else does
 Kind = Literal["full", "random", "measure", "method"]
 # Fields of the protocol that say nothing about a cell of this kind: they may change under it.
 UNUSED: dict[Kind, tuple[str, ...]] = {
@@ -70,7 +72,8 @@ class Cell:
 
     `full` trains on the whole training split, `random` on draws of `ipc` random images per class,
     `method` distills with a seed and trains on that; `measure` takes what the indicator is fed.
-    Tasks with several labels of an image get as many images as `ipc` times their labels.
+    Tasks with several labels of an image get as many images as `ipc` times their labels. With
+    `audit` a distilled set is attacked as well, by so many models.
     """
 
     kind: Kind
@@ -82,6 +85,7 @@ class Cell:
     settings: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     seed: int = 0
+    audit: int = 0
 
     @property
     def key(self) -> str:
@@ -89,6 +93,8 @@ class Cell:
         record = to_record(self)
         for name in UNUSED[self.kind]:
             del record["protocol"][name]
+        if not self.audit:
+            del record["audit"]  # cells without one are those of before there were audits
         return digest(record)[:20]
 
 
@@ -176,7 +182,7 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         taken = measure(splits.train, splits.val, threads=protocol.threads)
         return {**facts, "rows": [], "measure": taken}, None
     counts: Json = {}
-    made, sheet = None, None
+    made, sheet, whole = None, None, splits
     task = Task(splits.train, _budget(cell, splits), student, compute=compute)
     if cell.kind == "method":
         made, counts, sheet = _distilled(job, task)
@@ -200,6 +206,16 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         cache=None if made else job.cache,
         compute=compute,
     )
+    if made and cell.audit:
+        found = audit_run(
+            job.scratch,
+            whole,
+            models=cell.audit,
+            seed=cell.seed,
+            compute=compute,
+            cache=job.cache,
+        )
+        counts["audit"] = {name: found[name] for name in found if name not in UNTOLD}
     if made:
         shutil.rmtree(job.scratch, ignore_errors=True)
     return {**facts, **counts, "recipe": recipe, "rows": rows}, sheet

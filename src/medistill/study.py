@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .audit import FEWEST
 from .backbones import backbone as read_backbone
 from .cell import FORMAT, Cell, Job, Protocol, Result, recipe_in, run_cell
 from .engine import Engine, Lost
@@ -25,17 +26,14 @@ MEASURE = "measure"
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset of a study: its source ($NAME is the environment's), name and group.
-
-    `variation` is how much a design makes it vary while all else stays; figures draw it.
-    """
+    """One dataset of a study: its source ($NAME is the environment's), name and group."""
 
     source: str
     name: str = ""
     group: str = ""
     methods: tuple[str, ...] = ()  # none: all
     budgets: tuple[int, ...] = ()  # none: the study's
-    variation: float | None = None
+    variation: float | None = None  # of a design in which it alone moves; figures draw it
 
     @property
     def title(self) -> str:
@@ -52,6 +50,7 @@ class Way:
     settings: dict[str, Any] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
     budgets: tuple[int, ...] = ()
+    audit: int = 0  # models by which each of its sets is attacked
 
     @property
     def title(self) -> str:
@@ -162,6 +161,8 @@ def _check(study: Study) -> None:
             )
     for name in study.backbones:
         read_backbone(name)
+    if any(0 < way.audit < FEWEST or way.audit < 0 for way in study.methods):
+        raise UsageError(f"found an audit of fewer than {FEWEST} models; expected 0, or more")
     if min((*study.budgets, *study.curve, study.seeds)) < 1:
         raise UsageError("found a budget, size or number of seeds below 1; expected 1 or more")
 
@@ -185,7 +186,8 @@ def grid(study: Study) -> dict[Place, Cell]:
                 continue
             if way.budgets and ipc not in way.budgets:
                 continue
-            what = (way.method, way.settings, way.steps.get(ipc, way.steps.get(0)), seed)
+            steps = way.steps.get(ipc, way.steps.get(0))
+            what = (way.method, way.settings, steps, seed, way.audit)
             place = Place(data.title, way.title, ipc, backbone, seed)
             cells[place] = Cell("method", data.source, backbone, protocol, ipc, *what)
     return cells
@@ -276,9 +278,8 @@ def run_study(
     folder, cells = Folder(to), grid(study)
     wanted = _wanted(cells, options.only)
     if not wanted:
-        raise UsageError(
-            f"found no cell for {' '.join(options.only)}; see `medistill study status`"
-        )
+        said = " ".join(options.only)
+        raise UsageError(f"found no cell for {said}; see `medistill study status`")
     folder.write(study)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     states = {one.place: one.state for one in entries_of(folder, wanted)}

@@ -17,8 +17,11 @@ from .study import BASELINES, Entry, Place, Study
 Row = dict[str, Any]
 DIMENSIONS = ("source", "method", "ipc", "backbone")
 SCORES = (*NAMES, "kappa")
-METRICS = (*SCORES, "gap_closed", "gap_closed_auc", "worth", "distill_seconds", "peak_memory_bytes")
-PERCENT = (*SCORES, "gap_closed", "gap_closed_auc")
+METRICS = (
+    *(*SCORES, "gap_closed", "gap_closed_auc", "worth", "distill_seconds", "peak_memory_bytes"),
+    "lira_auc",
+)
+PERCENT = (*SCORES, "gap_closed", "gap_closed_auc", "lira_auc")
 OF_CELL = (
     "data_digest",
     "task",
@@ -44,6 +47,7 @@ COLUMNS = (
     "synthesis",
     *(f"student_{name}" if name == "seed" else name for name in OF_STUDENT),
     *OF_CELL,
+    "lira_auc",
 )
 
 
@@ -64,9 +68,15 @@ def rows_of(study: Study, entries: Sequence[Entry]) -> list[Row]:
                 "synthesis": place.seed,
             }
             row |= {f"student_{n}" if n == "seed" else n: student.get(n) for n in OF_STUDENT}
-            row |= {name: record.get(name) for name in OF_CELL}
+            row |= {name: record.get(name) for name in OF_CELL} | {"lira_auc": _lira(record)}
             rows.append({**row, "images": student["images"]})
     return rows
+
+
+def _lira(record: Json) -> float | None:
+    """Return the area under the curve of LiRA on images with a wrong label, if it was asked."""
+    found = record.get("audit", {}).get("membership")
+    return found["lira"]["canaries"]["auc"] if found else None
 
 
 def write_rows(rows: Sequence[Row]) -> str:
@@ -103,7 +113,11 @@ def _value(name: str, text: str) -> Any:
         return text
     if not text:
         return None
-    return float(text) if name in (*SCORES, "lr", "seconds", "distill_seconds") else int(text)
+    return (
+        float(text)
+        if name in (*SCORES, "lr", "seconds", "distill_seconds", "lira_auc")
+        else int(text)
+    )
 
 
 class Group(NamedTuple):

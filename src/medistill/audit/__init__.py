@@ -7,9 +7,11 @@ from .battery import audit_run
 from .copies import Copies, copies
 from .curves import Curve, curve_of, exact_interval
 from .mechanism import MechanismAudit, audit_mechanism, worst_patient
+from .membership import FEWEST
 from .one_run import OneRun, lower_bound, one_run
 
 __all__ = [
+    "FEWEST",
     "Copies",
     "Curve",
     "MechanismAudit",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..augment import Augmentation
 from ..backbones import from_spec
 from ..budget import Budget
 from ..compute import PLAIN, Compute
@@ -15,6 +16,7 @@ from ..errors import DataError, UsageError
 from ..methods import Task, make
 from ..model import train
 from ..pictures import png, sheet
+from ..prepare import prepared
 from ..privacy import Guarantee
 from ..progress import hushed
 from ..records import Json, from_record, read_json, write_atomic, write_json
@@ -59,6 +61,7 @@ def audit_run(
     seed: int = 0,
     compute: Compute = PLAIN,
     engine: Engine = HERE,
+    cache: Path | None = None,
 ) -> Json:
     """Audit the set of a run folder, write audit.json and audit_copies.png there, and return it.
 
@@ -67,6 +70,7 @@ def audit_run(
     as the minutes allow. What they do not allow is named in `left_out`. There is no verdict on
     membership without both controls: copies of real images, which must be found, and members drawn
     anew, of whom nothing can be found.
+    `cache` holds what the run prepared (experts, banks), so that its start is found at once.
     Raises: DataError when the folder holds no finished run, or the data are not those of the run;
     UsageError when there are too few images.
     """
@@ -81,7 +85,7 @@ def audit_run(
     write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
     record["copies"] = [_copies_record(one) for one in found]
     left: list[str] = []
-    record |= _of_the_set(made, run, splits, left)
+    record |= _of_the_set(made, run, splits, cache, left)
     held = (run.get("sketch") or {}).get("privacy")
     if held:
         promise = from_record(Guarantee, held)
@@ -103,13 +107,19 @@ def audit_run(
     return record
 
 
-def _of_the_set(made: SyntheticSet, run: Json, splits: Splits, left: list[str]) -> Json:
+def _of_the_set(
+    made: SyntheticSet, run: Json, splits: Splits, cache: Path | None, left: list[str]
+) -> Json:
     """Return what one student of the set as it is tells, and whether images show their start."""
     told: Json = {}
     method = make(run["method"], run["settings"])
     if method.start == "real" and not (run.get("sketch") or {}):
-        backbone, budget = from_spec(run["backbone"]), from_record(Budget, run["budget"])
-        back = recovered(made, method, Task(splits.train, budget, backbone), run["seed"])
+        looks = from_record(Augmentation, run["augmentation"])
+        how = from_record(Compute, run["compute"])
+        budget, backbone = from_record(Budget, run["budget"]), from_spec(run["backbone"])
+        task = Task(splits.train, budget, backbone, augmentation=looks, compute=how)
+        ready = dataclasses.replace(task, prepared=prepared(method, task, cache))
+        back = recovered(made, method, ready, run["seed"])
         if back is not None:
             told["reconstruction"] = dataclasses.asdict(back) | {"failed": back.failed}
     else:

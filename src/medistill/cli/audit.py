@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..places import cache_folder
 from .common import (
     SOURCE_HELP,
     AsJson,
@@ -71,6 +72,7 @@ def audit(
         seed=seed,
         compute=Compute(precision),
         engine=local(workers),
+        cache=cache_folder(),
     )
     emit(record, _text(record, run), as_json)
 

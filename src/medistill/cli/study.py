@@ -135,7 +135,7 @@ def table(
         str,
         typer.Option(
             help="accuracy, balanced_accuracy, auc, f1, ece, kappa, gap_closed, gap_closed_auc, "
-            "worth, distill_seconds or peak_memory_bytes."
+            "worth, distill_seconds, peak_memory_bytes or lira_auc."
         ),
     ] = "accuracy",
     only: Annotated[
