@@ -178,9 +178,13 @@ def release(splits: Splits, spec: SketchSpec, epsilon: float | None) -> Any:
     if epsilon is None:
         return sketch(splits.train, spec, COMPUTE)
     given: Any = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
-    about = plan(splits.train, spec, classes=splits.train.card.classes, **given)
+    given["classes"] = splits.train.card.classes
+    about = plan(splits.train, spec, **given)
+    if about.hopeless:
+        raise RunRefused(about.advice)
     with tempfile.TemporaryDirectory() as folder:
-        return private_sketch(splits.train, spec, about, Ledger(Path(folder) / "l.json"), COMPUTE)
+        ledger = Ledger(Path(folder) / "l.json")
+        return private_sketch(splits.train, spec, ledger, **given, compute=COMPUTE)
 
 
 def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:

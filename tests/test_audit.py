@@ -23,8 +23,9 @@ from medistill.audit import (
     one_run,
     worst_patient,
 )
-from medistill.audit.attributes import _difference, attributes, subgroups
-from medistill.audit.battery import verdict
+from medistill.audit.attributes import attributes, subgroups
+from medistill.audit.battery import _seen_by, verdict
+from medistill.audit.copies import chance_of
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.mechanism import once
 from medistill.audit.membership import (
@@ -56,7 +57,7 @@ from medistill.model import train
 from medistill.privacy import Guarantee, attacker, noise_of
 from medistill.records import read_json
 from medistill.report.officer import officer
-from medistill.sets import RealSet, Splits, normalized_by
+from medistill.sets import RealSet
 
 DELTA = 1e-5
 
@@ -423,7 +424,10 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     assert "Not tried: mechanism" in text
     assert "anonymous" not in text.replace("does not make them anonymous", "")
     short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
-    assert "left out: membership: one model takes" in short.stdout
+    assert "left out: membership: a model and its control take" in short.stdout
+    few = CliRunner().invoke(app, [*words[:4], "--images", "19"])
+    assert few.exit_code == 2
+    assert "found 19 training images" in few.stderr
     wrong = CliRunner().invoke(app, ["audit", str(run), "--data", "phantom:n=130,size=16"])
     assert wrong.exit_code == 3
     assert "found other data" in wrong.stderr
@@ -443,7 +447,7 @@ def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
     assert record["facts"][0]["weight"] == "high"
     told = officer(run)
     assert "Leaks were found: copies in pixels, copies in features and images lead back" in told
-    assert "copy check FAILED" in told
+    assert "copies or starts were found again" in told
     with pytest.raises(DataError, match="medistill audit"):
         officer(tmp_path)
 
@@ -456,14 +460,8 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, words).exit_code == 0
     made = ["distill", str(tmp_path / "a.sketch"), "--ipc", "1", "--steps", "5"]
     assert CliRunner().invoke(app, [*made, "--out", str(tmp_path / "run")]).exit_code == 0
-    splits = load("phantom:n=120,size=16")
-    splits = Splits(
-        *(
-            dataclasses.replace(part, card=normalized_by(part.card, [0.5], [0.25]))
-            for part in splits
-        )
-    )
-    record = audit_run(tmp_path / "run", splits, models=4, images=60, student_steps=10)
+    record = audit_run(tmp_path / "run", SPLITS, models=4, images=60, student_steps=10)
+    assert record["one_run"]["delta"] == DELTA
     told = officer(tmp_path / "run")
     gain = attacker(20.0, DELTA)
     assert f"finds a member {100 * gain['tpr_at_0.01']:.1f} times in 100 at most" in told
@@ -526,14 +524,22 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
         ),
     )
     members = with_fact(splits.train, site)
-    others = load("phantom:n=240,size=16,variation=1,seed=1").train
-    others = with_fact(others, (torch.rand(240, generator=draw) < 0.3).long())
-    (found,) = attributes(learned, members, others)
+    elsewhere = load("phantom:n=240,size=16,variation=1,seed=1").train
+    still: Any = {"augmentation": {"kinds": []}, "steps": 400, "stop": 400, "lr": 0.05}
+    plain = dataclasses.replace(recipe_of(Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), **still)
+    control = train(_copied(elsewhere, Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), plain)
+    (found,) = attributes(learned, control, members)
     assert found.name == "site"
-    assert found.low <= found.members - found.others <= found.high
-    assert found.majority == pytest.approx(float((others.facts["site"] == 0).double().mean()))
-    few = with_fact(others, torch.zeros(240))
-    assert attributes(learned, with_fact(splits.train, torch.zeros(240)), few) == []
+    assert found.low > 0
+    assert found.low < found.guessed - found.control < found.high
+    assert found.guessed > 0.95
+    assert found.majority == pytest.approx(float((site == 0).double().mean()))
+    (nothing,) = attributes(control, control, members)
+    assert (nothing.low, nothing.high) == (0, 0)
+    other = train(_copied(elsewhere, Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), plain, seed=1)
+    (quiet,) = attributes(other, control, members)
+    assert quiet.low <= 0
+    assert attributes(learned, control, with_fact(splits.train, torch.zeros(240))) == []
     groups = {one.name: one for one in subgroups(learned, members)}
     right = logits_of_set(learned, splits.train).argmax(1) == splits.train.labels
     assert groups["site 1"].accuracy == pytest.approx(float(right[site == 1].double().mean()))
@@ -542,22 +548,49 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     assert len(groups) == 4
 
 
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    """56 of 70 against 48 of 80: his table gives 0.0524 to 0.3339."""
-    one, other = np.arange(70) < 56, np.arange(80) < 48
-    assert _difference(one, other) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+def test_the_chance_of_suspects_equals_all_orders() -> None:
+    """Three images among four others: two or more below the second smallest other, by listing."""
+    orders = list(itertools.permutations(range(7)))
+    hits = 0
+    for order in orders:
+        images, others = order[:3], sorted(order[3:])
+        hits += sum(one < others[1] for one in images) >= 2
+    assert chance_of(2, 3, 2, 4) == pytest.approx(hits / len(orders))
+
+
+def test_held_out_images_are_no_copies() -> None:
+    """Sets that are fresh draws fail as rarely as they should, however few are held out."""
+    draw = np.random.default_rng(0)
+    for others in (20, 100, 1000):
+        failed = 0
+        for _ in range(400):
+            place = max(1, round(0.01 * others))
+            yard = np.sort(draw.random(others))[place - 1]
+            failed += chance_of(int((draw.random(100) < yard).sum()), 100, place, others) < 0.005
+        assert failed <= 8
+
+
+def test_a_set_is_looked_at_as_its_student_sees_it(tmp_path: Path) -> None:
+    """Copies in a set with another normalization are copies."""
+    task = Task(SPLITS.train, Budget(ipc=3), SMALL)
+    made = distill(Random(), task, seed=0)
+    recipe = dataclasses.replace(made.recipe, mean=(0.1,), std=(0.7,))
+    other = dataclasses.replace(made, recipe=recipe)
+    seen = _seen_by(other, SPLITS)
+    assert copies(other, seen.train, seen.val)[1].exact == 6
+    assert copies(other, SPLITS.train, SPLITS.val)[1].exact < 6
 
 
 def test_images_that_kept_their_start_lead_back_to_it() -> None:
     task = Task(SPLITS.train, Budget(ipc=3), SMALL)
     method = DM(start="real", lr_images=0.01)
     made = distill(method, task, seed=4, steps=2)
-    found = recovered(made, method, task, 4)
+    found = recovered(made, method, task, SPLITS.train, 4)
     assert found is not None
     assert (found.images, found.recovered, found.failed) == (6, 6, True)
     assert found.chance == pytest.approx(1 / 60)
     noise = torch.rand(made.images.shape, generator=gen(1))
-    lost = recovered(dataclasses.replace(made, images=noise), method, task, 4)
+    lost = recovered(dataclasses.replace(made, images=noise), method, task, SPLITS.train, 4)
     assert lost is not None
     assert not lost.failed
-    assert recovered(made, DM(), task, 4) is None
+    assert recovered(made, DM(), task, SPLITS.train, 4) is None

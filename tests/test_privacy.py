@@ -41,7 +41,7 @@ from medistill.privacy import (
     noise_of,
 )
 from medistill.private_sketch import bound_of, plan, private_sketch, unit_sums, unit_vectors
-from medistill.records import to_record
+from medistill.records import load_state, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import Card, RealSet, normalized_by
 from medistill.sketch import GRID as SKETCH_GRID
@@ -71,8 +71,7 @@ def spreads(card: Card, spec: SketchSpec = SPEC) -> torch.Tensor:
 def released_of(real: RealSet, tmp_path: Path, epsilon: float = 1e6, **more: Any) -> Sketch:
     """Return one private sketch, its plan made for it."""
     given = {"delta": DELTA, "unit": "patient", "classes": real.card.classes, **more}
-    about = plan(real, SPEC, epsilon=epsilon, **given)
-    return private_sketch(real, SPEC, about, Ledger(tmp_path / "ledger.json"))
+    return private_sketch(real, SPEC, Ledger(tmp_path / "ledger.json"), epsilon=epsilon, **given)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_small_noise_has_the_frequencies_of_its_formula() -> None:
 
 @pytest.mark.slow
 def test_a_million_draws_have_the_deviation_asked_for() -> None:
-    deviation = noise_of(1.0, DELTA) * bound_of(SPEC) * GRID
+    deviation = noise_of(1.0, DELTA) * bound_of(SPEC.networks) * GRID
     drawn = discrete_gaussian(1_000_000, deviation).double()
     assert float(drawn.std()) == pytest.approx(deviation, rel=0.01)
     assert abs(float(drawn.mean())) < 5 * deviation / 1000
@@ -219,15 +218,15 @@ def largest_move(real: RealSet, vectors: Callable[..., torch.Tensor] = unit_vect
 
 def test_leaving_any_patient_out_moves_the_sum_by_the_bound_at_most() -> None:
     real = patients(30)
-    assert largest_move(real) <= bound_of(SPEC)
-    assert largest_move(real) > 0.98 * bound_of(SPEC)  # a patient with one image uses it all
+    assert largest_move(real) <= bound_of(SPEC.networks)
+    assert largest_move(real) > 0.98 * bound_of(SPEC.networks)  # one image can use it all
 
 
 def test_a_unit_of_images_instead_of_patients_is_caught() -> None:
     def by_image(real: RealSet, units: torch.Tensor, *rest: Any) -> torch.Tensor:
         return unit_vectors(real, torch.arange(len(real)), *rest)
 
-    assert largest_move(patients(30, each=6), by_image) > 1.5 * bound_of(SPEC)
+    assert largest_move(patients(30, each=6), by_image) > 1.5 * bound_of(SPEC.networks)
 
 
 @pytest.mark.parametrize("fault", [3.0, math.nan, math.inf, -1e30])
@@ -246,10 +245,10 @@ def test_whatever_a_network_says_of_an_image_the_bound_holds(
 
     real = patients(30)
     monkeypatch.setattr(Probe, "of_images", wild)
-    assert largest_move(real) <= bound_of(SPEC)
+    assert largest_move(real) <= bound_of(SPEC.networks)
     if fault == 3.0:  # without the clip the same images move the sum too far
         monkeypatch.setattr(module, "clipped", lambda vectors, bound: vectors)
-        assert largest_move(real) > 1.5 * bound_of(SPEC)
+        assert largest_move(real) > 1.5 * bound_of(SPEC.networks)
 
 
 def test_shards_and_processes_make_no_difference() -> None:
@@ -289,7 +288,7 @@ def test_noise_enters_every_number_and_no_two_releases_share_it(tmp_path: Path) 
         noisy = made.sums.flatten(1).double() / (SKETCH_GRID // GRID)
         releases.append(noisy - exact[:, :-1])
     noise = torch.stack(releases)
-    wanted = noise_of(12.0, DELTA) * bound_of(SPEC) * GRID
+    wanted = noise_of(12.0, DELTA) * bound_of(SPEC.networks) * GRID
     assert float(noise.std()) == pytest.approx(wanted, rel=0.02)
     each = noise.std(0)  # of 60 draws: within 40% of the deviation, for each number
     assert float(each.min()) > 0.6 * wanted
@@ -301,7 +300,7 @@ def test_counts_are_noisy_as_well(tmp_path: Path) -> None:
     real = patients(40)
     counts = [released_of(real, tmp_path / str(i), 12.0).counts.tolist() for i in range(40)]
     spread = torch.tensor(counts).double().std(0)
-    wanted = noise_of(12.0, DELTA) * bound_of(SPEC)
+    wanted = noise_of(12.0, DELTA) * bound_of(SPEC.networks)
     assert float(spread.mean()) == pytest.approx(wanted, rel=0.35)
     assert min(min(row) for row in counts) >= 1
 
@@ -343,7 +342,18 @@ def test_private_sketches_add_up_to_the_weakest_promise(tmp_path: Path) -> None:
     two = released_of(patients(40, seed=1), tmp_path / "two", epsilon=30.0)
     both = merge([one, two])
     assert both.privacy is not None
+    assert one.privacy is not None
+    assert two.privacy is not None
     assert both.privacy.epsilon == 30.0
+    assert both.privacy.receipts == one.privacy.receipts + two.privacy.receipts
+    assert both.card.digest == ""
+    wide = math.hypot(one.privacy.noise, two.privacy.noise)
+    assert both.privacy.added == pytest.approx(wide)
+    strong = released_of(patients(40), tmp_path / "strong", epsilon=0.1)
+    merge([strong, two]).save(tmp_path / "both.sketch")
+    assert Sketch.load(tmp_path / "both.sketch").privacy is not None
+    with pytest.raises(DataError, match="a release twice"):
+        merge([one, one])
     assert torch.equal(both.sums, one.sums + two.sums)
     with pytest.raises(DataError, match="privacy unit"):
         merge([one, sketch(patients(40), SPEC)])
@@ -362,7 +372,6 @@ def private(real: RealSet, **fields: Any) -> RealSet:
         (private(patients(), normalization="training split"), {}, "which are private"),
         (private(patients(), patients=False), {}, "no patient numbers"),
         (patients(), {"classes": ["a", "b", "c"]}, "expected those of the public list: a, b, c"),
-        (patients(), {"delta": 0.1}, "publish a patient at random"),
     ],
 )
 def test_what_is_private_and_must_be_public_is_refused(
@@ -375,11 +384,15 @@ def test_what_is_private_and_must_be_public_is_refused(
 
 def test_hopeless_budgets_are_refused_with_what_would_work(tmp_path: Path) -> None:
     real = patients(40)
-    with pytest.raises(RunRefused, match="noise would be moderate with --epsilon") as caught:
-        released_of(real, tmp_path, epsilon=0.5)
-    assert not (tmp_path / "ledger.json").exists()  # nothing was spent
-    enough = float(str(caught.value).split("--epsilon ")[1].split(",")[0])
     given: Any = {"delta": DELTA, "unit": "patient", "classes": real.card.classes}
+    bad = plan(real, SPEC, epsilon=0.5, **given)
+    assert bad.hopeless
+    assert "noise would be moderate with --epsilon" in bad.advice
+    enough = float(bad.advice.split("--epsilon ")[1].split(",")[0])
+    with pytest.raises(UsageError, match="publish a patient at random"):
+        plan(real, SPEC, epsilon=0.5, **{**given, "delta": 0.1})
+    # A release itself asks nothing that depends on the data: neighbors are treated alike.
+    assert released_of(real, tmp_path, epsilon=0.5).counts.min() >= 1
     good = plan(real, SPEC, epsilon=enough, **given)
     assert max(one.noise for one in good.signals) <= 0.3
     assert not good.advice
@@ -396,11 +409,11 @@ def test_hopeless_budgets_are_refused_with_what_would_work(tmp_path: Path) -> No
 def test_the_ledger_counts_releases_of_the_same_data(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.json", limit=2.0)
     promise = Guarantee(1.0, DELTA, "patient", noise_of(1.0, DELTA), 2.0)
-    ledger.spend("scans", "d1", promise)
+    assert ledger.spend("scans", "d1", promise) == ledger.releases()[0].receipt
     assert ledger.together("scans", "d1", DELTA) == pytest.approx(1.0)
     ledger.spend("scans", "d2", promise)  # a patient more: the name says that it is the same
     ledger.spend("others", "d3", promise)
-    assert ledger.together("renamed", "d1", DELTA) == pytest.approx(1.0)
+    assert ledger.together("renamed", "d3", DELTA) == pytest.approx(1.0)
     assert ledger.together("scans", "d1", DELTA) == pytest.approx(composed([promise.mu] * 2, DELTA))
     for _ in range(2):
         with pytest.raises(RunRefused, match="expected 2 at most"):
@@ -408,6 +421,12 @@ def test_the_ledger_counts_releases_of_the_same_data(tmp_path: Path) -> None:
                 "scans", "d1", dataclasses.replace(promise, noise=noise_of(1.6, DELTA))
             )
     assert len(ledger.releases()) == 3
+    wide = Ledger(tmp_path / "other.json")
+    for name, data in (("a", "1"), ("b", "1"), ("b", "2"), ("c", "2")):
+        wide.spend(name, data, promise)
+    assert len(wide.of("a", "1")) == 4  # what is the same as the same is the same
+    with pytest.raises(RunRefused, match="protect each patient"):
+        wide.spend("a", "1", dataclasses.replace(promise, unit="image"))
     for text in ("{", "[]", '{"format": "x"}', '{"format": "medistill ledger 1", "releases": [1]}'):
         ledger.path.write_text(text)
         with pytest.raises(MedistillError):
@@ -447,6 +466,8 @@ def test_the_command_line_releases_once_and_keeps_count(
         (["--epsilon", "30", "--unit", "image"], "which are private"),
         (["--epsilon", "30", *public[:4]], "no patient numbers"),
         (["--dry-run"], "--dry-run without --epsilon"),
+        (["--unit", "image"], "--unit without --epsilon"),
+        (["--epsilon", "30", *public, "--compile", "on"], "--compile on with --epsilon"),
         (["--epsilon", "30", *public, "--classes", "a,b"], "public list: a, b"),
         (["--epsilon", "-1", *public], "found epsilon -1"),
     ):
@@ -460,6 +481,9 @@ def test_the_command_line_releases_once_and_keeps_count(
     assert dry.exit_code == 0
     assert "Nothing was released" in dry.stdout
     assert not list(tmp_path.iterdir())
+    noisy = run("--out", "n.sketch", "--epsilon", "0.1", *public, "--accept-noise", "--ledger", "n")
+    assert noisy.exit_code == 0, noisy.output
+    (tmp_path / "n.sketch").unlink()
     made = run("--out", "a.sketch", "--epsilon", "30", *public, "--json")
     assert made.exit_code == 0, made.output
     record = json.loads(made.stdout)
@@ -527,11 +551,61 @@ def test_dp_merf_learns_from_a_private_sketch_and_says_that_no_pixel_is_real(
     method = DPMERF(frequencies=16, batch=30, hidden=12, iterations=150)
     spec = method.spec(Task(real, Budget(ipc=2), SMALL))
     given: Any = {"delta": DELTA, "unit": "patient", "classes": real.card.classes}
-    about = plan(real, spec, epsilon=30.0, **given)
-    held = private_sketch(real, spec, about, Ledger(tmp_path / "ledger.json"))
+    held = private_sketch(real, spec, Ledger(tmp_path / "ledger.json"), epsilon=30.0, **given)
     task = Task(held.without_images(), Budget(ipc=2), SMALL, sketch=held)
     losses: list[float] = []
     made = distill(method, task, seed=0, on_step=lambda _, log: losses.append(log["loss"]))
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert made.origin.real_pixels is False
     assert 0 <= float(made.images.min()) <= float(made.images.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epsilon": 0.1},
+        {"epsilon": -1.0},
+        {"noise": 0.01, "added": 0.01},
+        {"bound": 0.5},
+        {"receipts": []},
+        {"added": 0.0},
+        {"delta": 1e-9},
+        {"unit": "hospital"},
+    ],
+)
+def test_a_changed_guarantee_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    made = released_of(patients(40), tmp_path, epsilon=20.0)
+    made.save(tmp_path / "a.sketch")
+    state, header = load_state(tmp_path / "a.sketch")
+    save_state(tmp_path / "b.sketch", state, {**header, "privacy": header["privacy"] | change})
+    with pytest.raises(DataError):
+        Sketch.load(tmp_path / "b.sketch")
+
+
+def test_a_run_that_dies_has_spent_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "unit_sums", die)
+    with pytest.raises(KeyboardInterrupt):
+        released_of(patients(40), tmp_path)
+    assert len(Ledger(tmp_path / "ledger.json").releases()) == 1
+
+
+def test_the_grid_is_paid_for_in_variance() -> None:
+    """Noise of a step or less would be far weaker on a grid: seven steps' variance is added."""
+    drawn = Clean(torch.zeros(20_000, dtype=torch.int64), 1.0).release(0.5 / GRID)
+    assert float(drawn.double().var()) == pytest.approx(0.25 + 7, rel=0.05)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    promise = Guarantee(1.0, DELTA, "patient", noise_of(1.0, DELTA), 2.0)
+    with pytest.raises(RunRefused, match="could not write beside"):
+        Ledger(tmp_path / "file" / "ledger.json").spend("scans", "d", promise)
+
+
+def test_tiny_budgets_have_noise_as_well() -> None:
+    assert delta_of(1 / noise_of(1e-7, 1e-9), 1e-7) == pytest.approx(1e-9, rel=1e-6)

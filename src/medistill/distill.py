@@ -143,6 +143,7 @@ def run_record(run: Run) -> Json:
     if held is not None:
         promised = None if held.privacy is None else to_record(held.privacy)
         sketched = {"digest": state_digest(held.state), "privacy": promised}
+        sketched["spec"] = to_record(held.spec)
     return {
         "format": "medistill run 1",
         "source": run.source,

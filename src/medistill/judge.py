@@ -226,6 +226,8 @@ def flipped(errors: Array, others: Array, times: int = PERMUTATIONS) -> float:
     """
     gain = (others - errors).reshape(len(errors), -1)
     known = np.isfinite(gain).any(1)
+    if not known.any():
+        return 1.0
     gain = np.nanmean(gain[known], 1)
     if not np.abs(gain).max() > 0:
         return 1.0

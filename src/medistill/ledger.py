@@ -40,7 +40,8 @@ class Ledger:
     """A file of releases, and the epsilon that all of the same data may reach together.
 
     Data are the same where name or digest is: a patient more changes only the digest, another
-    folder only the name.
+    folder only the name. Parts and pools of the data have other names and digests: their releases
+    have to be added up by hand.
     """
 
     path: Path
@@ -64,21 +65,33 @@ class Ledger:
             ) from None
 
     def of(self, data: str, digest: str) -> list[Release]:
-        """Return the releases of the same data."""
-        return [one for one in self.releases() if one.data == data or one.digest == digest]
+        """Return the releases of the same data, and of data that are the same as those."""
+        names, digests, rest = {data}, {digest}, self.releases()
+        found: list[Release] = []
+        while new := [one for one in rest if one.data in names or one.digest in digests]:
+            found += new
+            rest = [one for one in rest if one not in new]
+            names |= {one.data for one in new}
+            digests |= {one.digest for one in new}
+        return found
 
     def together(self, data: str, digest: str, delta: float) -> float:
         """Return the epsilon at delta of all releases of the same data."""
         return composed([1 / one.noise for one in self.of(data, digest)], delta)
 
-    def spend(self, data: str, digest: str, guarantee: Guarantee) -> None:
-        """Note a release before it is made: a run that dies has spent its budget.
+    def spend(self, data: str, digest: str, guarantee: Guarantee) -> str:
+        """Note a release before it is made, and return its receipt: a run that dies has spent it.
 
-        Raises: RunRefused when all together would go beyond the limit, and notes nothing then;
-        DataError when the ledger is damaged.
+        Raises: RunRefused when all together would go beyond the limit, or earlier releases protect
+        another unit, and notes nothing then; DataError when the ledger is damaged.
         """
         with locked(self.path):
             before = self.of(data, digest)
+            if others := {one.unit for one in before} - {guarantee.unit}:
+                raise RunRefused(
+                    f"found releases of {data} that protect each {others.pop()}; expected the same "
+                    f"unit as now, {guarantee.unit}: what they guarantee together is not known"
+                )
             mus = [*(1 / one.noise for one in before), guarantee.mu]
             total = composed(mus, guarantee.delta)
             if self.limit is not None and total > self.limit * (1 + 1e-9):
@@ -93,3 +106,4 @@ class Ledger:
             releases = [to_record(one) for one in (*self.releases(), made)]
             record: Json = {"format": FORMAT, "releases": releases}
             write_json(self.path, record)
+        return made.receipt

@@ -3,16 +3,17 @@
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .errors import RunRefused, UsageError, extra
+from .errors import DataError, RunRefused, UsageError, extra
 
 Unit = Literal["patient", "image"]
 GRID = 2**20  # steps of one in what noise is added to: far below any noise of use
+COUNT = 1.0  # of a unit to the number of its class, beside a vector of norm sqrt(networks)
 SMOOTH = 7  # of the discrete Gaussian's variance, paid for standing on a grid: see docs/privacy.md
 MOST = 2**62
 
@@ -24,7 +25,8 @@ class Guarantee:
     For all sets of outcomes O and all training splits S, S' that differ by one unit added or
     removed: P[M(S) in O] <= exp(epsilon) P[M(S') in O] + delta. The mechanism adds to each whole
     number of the sum a discrete Gaussian of standard deviation `noise` times `bound`, and `bound`
-    is the largest length of one unit's vector.
+    is the largest length of one unit's vector. `receipts` name the releases that were added up (of
+    sites that share no unit), and `added` is the deviation of all their noise, in bounds.
     """
 
     epsilon: float
@@ -32,6 +34,8 @@ class Guarantee:
     unit: Unit
     noise: float
     bound: float
+    added: float = 0.0
+    receipts: tuple[str, ...] = ()
     adjacency: str = "add or remove one"
     mechanism: str = "discrete Gaussian, one release"
 
@@ -39,6 +43,33 @@ class Guarantee:
     def mu(self) -> float:
         """The parameter of Gaussian differential privacy: 1 / noise."""
         return 1 / self.noise
+
+
+def bound_of(networks: int) -> float:
+    """Return the longest vector that a unit can have in a sketch: sqrt(networks + COUNT^2).
+
+    A unit's vector is the mean over its images of the sketch's vectors (of norm 1 for each network,
+    in the block of the image's class) and of ones that count classes; a mean is no longer than its
+    longest part.
+    """
+    return math.sqrt(networks + COUNT**2)
+
+
+def check_promise(promise: Guarantee, networks: int) -> None:
+    """Refuse a guarantee whose numbers do not follow from each other, as in a changed file.
+
+    Raises: UsageError. Nothing here shows that the noise was really drawn: only the sender's
+    signature vouches for that.
+    """
+    needed = noise_of(promise.epsilon, promise.delta)
+    if promise.noise < needed * (1 - 1e-9):
+        raise UsageError(
+            f"found noise {promise.noise:g} for epsilon {promise.epsilon:g}; expected {needed:g}"
+        )
+    if not math.isclose(promise.bound, bound_of(networks)):
+        raise UsageError(f"found bound {promise.bound:g}; expected {bound_of(networks):g}")
+    if not promise.noise <= promise.added * (1 + 1e-9) < math.inf or not promise.receipts:
+        raise UsageError("found a guarantee without its releases; expected their receipts")
 
 
 def delta_of(mu: float, epsilon: float) -> float:
@@ -95,6 +126,8 @@ def noise_of(epsilon: float, delta: float) -> float:
         raise UsageError(f"found epsilon {epsilon:g}; expected a number above 0, as 1")
     _check_delta(delta)
     low, high = 1e-6, 1.0
+    while delta_of(low, epsilon) > delta and low > 1e-100:
+        low /= 2
     while delta_of(high, epsilon) < delta:
         high *= 2
     mu = float(brentq(lambda x: delta_of(x, epsilon) - delta, low, high, xtol=1e-14, rtol=1e-12))
@@ -115,6 +148,21 @@ def composed(mus: Sequence[float], delta: float) -> float:
     Source: Dong, Roth and Su, JRSS B 2022 (arXiv 1905.02383), corollary 2.
     """
     return epsilon_of(math.sqrt(math.fsum(mu * mu for mu in mus)), delta) if mus else 0.0
+
+
+def weakest(promised: Sequence[Guarantee]) -> Guarantee | None:
+    """Return what sums of several sites guarantee, each release in them once.
+
+    Raises: DataError when a release stands twice.
+    """
+    if not promised:
+        return None
+    receipts = tuple(name for one in promised for name in one.receipts)
+    if len(set(receipts)) < len(receipts):
+        raise DataError("found a release twice; expected each private sketch once")
+    added = math.sqrt(math.fsum(one.added**2 for one in promised))
+    worst = max(promised, key=lambda one: one.epsilon)
+    return replace(worst, added=added, receipts=receipts)
 
 
 def attacker(epsilon: float, delta: float) -> dict[str, float]:

@@ -12,30 +12,27 @@ from torch import Tensor
 
 from .compute import PLAIN, Compute
 from .engine import Engine, Here
-from .errors import RunRefused, UsageError
+from .errors import UsageError
 from .ledger import Ledger
-from .privacy import GRID, Clean, Guarantee, Unit, clipped, epsilon_of, noise_of
+from .privacy import (
+    COUNT,
+    GRID,
+    Clean,
+    Guarantee,
+    Unit,
+    bound_of,
+    clipped,
+    epsilon_of,
+    noise_of,
+)
 from .progress import progress
 from .sets import GIVEN, Card, RealSet
 from .sketch import GRID as SKETCH_GRID
 from .sketch import Sketch, SketchSpec, check_backbone, probe, shape_of, spreads_of
 
-COUNT = (
-    1.0  # what a patient adds to the number of its class, beside a vector of norm sqrt(networks)
-)
 CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
 SHARD = 2**25  # whole numbers of unit vectors at once
 HERE = Here()
-
-
-def bound_of(spec: SketchSpec) -> float:
-    """Return the longest vector that a unit can have: sqrt(networks + COUNT^2).
-
-    A unit's vector is the mean over its images of the sketch's vectors (of norm 1 for each network,
-    in the block of the image's class) and of ones that count classes; a mean is no longer than its
-    longest part.
-    """
-    return math.sqrt(spec.networks + COUNT**2)
 
 
 class Signal(NamedTuple):
@@ -79,8 +76,8 @@ def plan(
     large for the number of units.
     """
     units = check(real, unit, classes)
-    noise, bound = noise_of(epsilon, delta), bound_of(spec)
-    guarantee = Guarantee(epsilon, delta, unit, noise, bound)
+    guarantee = _promise(spec, epsilon, delta, unit)
+    noise, bound = guarantee.noise, guarantee.bound
     if delta * len(units.unique()) > 1:
         raise UsageError(
             f"found delta {delta:g} for {len(units.unique())} {unit}s; expected less than one in "
@@ -93,6 +90,11 @@ def plan(
         for name, share in zip(real.card.classes, shares.tolist(), strict=True)
     )
     return Plan(guarantee, signals, _advice(spec, guarantee, signals, width))
+
+
+def _promise(spec: SketchSpec, epsilon: float, delta: float, unit: Unit) -> Guarantee:
+    noise = noise_of(epsilon, delta)
+    return Guarantee(epsilon, delta, unit, noise, bound_of(spec.networks), noise)
 
 
 def _advice(
@@ -147,36 +149,38 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
 def private_sketch(
     real: RealSet,
     spec: SketchSpec,
-    about: Plan,
     ledger: Ledger,
+    *,
+    epsilon: float,
+    delta: float,
+    unit: Unit,
+    classes: Sequence[str],
     compute: Compute = PLAIN,
     engine: Engine = HERE,
 ) -> Sketch:
-    """Return a sketch of a training split that is differentially private, as a plan of it says.
+    """Return a sketch of a training split that is (epsilon, delta)-differentially private.
 
     v_p = mean over images x of unit p of [1 at class(x)] (z(x), COUNT), z(x) the vector of
     `Sketch`, cut toward 0 to whole numbers of 1 / GRID and to length sqrt(networks + COUNT^2);
     released: sum_p v_p + discrete Gaussian, once, after it was noted in the ledger. Nothing of the
-    sum without noise is kept, and no seed could draw the noise again.
+    sum without noise is kept, and no seed could draw the noise again. Whether the noise leaves
+    something to see is not asked here, for the answer depends on the data: see `plan`.
     Source: one-shot noisy moments with the exact calibration of Balle and Wang (arXiv 1805.06530);
     the proof stands in docs/privacy.md.
-    Raises: RunRefused when the noise would drown a class, or the ledger's limit is reached.
+    Raises: UsageError when something is private that must be public (see `check`); RunRefused when
+    the ledger's limit is reached.
     """
-    if about.hopeless:
-        worst = max(about.signals, key=lambda one: one.noise)
-        raise RunRefused(
-            f"found noise of {worst.noise:.1f} times the mean of class {worst.name} at epsilon "
-            f"{about.guarantee.epsilon:g}; expected {HOPELESS:g} at most: {about.advice}"
-        )
     check_backbone(spec, real.card)
-    units = check(real, about.guarantee.unit, real.card.classes)
-    ledger.spend(real.card.name, real.digest, about.guarantee)
+    units = check(real, unit, classes)
+    promise = _promise(spec, epsilon, delta, unit)
+    noted = ledger.spend(real.card.name, real.digest, promise)
+    promise = dataclasses.replace(promise, receipts=(noted,))
     spreads = torch.tensor(
         [spreads_of(spec, real.card, number) for number in range(spec.networks)],
         dtype=torch.float64,
     )
-    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), about.guarantee.bound)
-    return released(clean, about.guarantee, real.card, spec, spreads)
+    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
+    return released(clean, promise, real.card, spec, spreads)
 
 
 def released(
@@ -270,7 +274,7 @@ def unit_vectors(
         flat[:, place * width : (place + 1) * width].index_add_(0, row, whole)
     flat[:, -1].index_add_(0, row, torch.full_like(row, int(COUNT * GRID)))
     means = torch.div(found, counts.view(-1, 1, 1), rounding_mode="trunc")
-    return clipped(means, bound_of(spec))
+    return clipped(means, bound_of(spec.networks))
 
 
 def _shares(real: RealSet, units: Tensor) -> Tensor:

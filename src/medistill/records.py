@@ -115,9 +115,19 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that several processes may want to make; it stands beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as file:
+    """Hold the lock of a file that several processes may want to make; it stands beside it.
+
+    Raises: RunRefused when its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_suffix(".lock"), "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise RunRefused(
+            f"could not write beside {path}: {error.strerror}; expected a folder that can be "
+            "written: choose another"
+        ) from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -18,7 +18,7 @@ from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import extract, extract_fast, fixed, read_size
-from .privacy import Guarantee
+from .privacy import Guarantee, check_promise, weakest
 from .progress import progress
 from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
 from .rng import Rng
@@ -130,6 +130,8 @@ class Sketch:
             card = from_record(Card, header["card"])
             held = header.get("privacy")
             privacy = None if held is None else from_record(Guarantee, held)
+            if privacy is not None:
+                check_promise(privacy, spec.networks)
             found = Sketch(spec, card, state["sums"], state["counts"], state["spreads"], privacy)
         except (KeyError, TypeError, UsageError) as error:
             raise DataError(f"{path} is no whole sketch ({error}); expected one") from None
@@ -159,7 +161,7 @@ class Sketch:
         most = self.sums.double().abs().amax((1, 2)) / GRID
         bound = self.counts.double() / math.sqrt(self.spec.frequencies * levels)
         if self.privacy is not None:
-            bound = bound + 20 * self.privacy.noise * self.privacy.bound  # 20 deviations
+            bound = bound + 20 * self.privacy.added * self.privacy.bound  # 20 deviations
         if (most > bound * (1 + 1e-6)).any():
             raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
 
@@ -374,16 +376,12 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
                         "same settings"
                     )
     names = dict.fromkeys(part.card.name for part in sketches)
-    card = dataclasses.replace(
-        first.card,
-        name=" + ".join(names),
-        digest=digest([part.card.digest for part in sketches]),
-    )
+    whole = "" if first.privacy else digest([part.card.digest for part in sketches])
+    card = dataclasses.replace(first.card, name=" + ".join(names), digest=whole)
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
     promised = [part.privacy for part in sketches if part.privacy]
-    worst = max(promised, key=lambda one: one.epsilon, default=None)
-    return Sketch(first.spec, card, sums, counts, first.spreads, worst)
+    return Sketch(first.spec, card, sums, counts, first.spreads, weakest(promised))
 
 
 def _promise(sketch: Sketch) -> Json:

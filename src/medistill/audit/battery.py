@@ -1,6 +1,7 @@
 """The whole audit of a run: facts, copies, membership with both controls, and what was left out."""
 
 import dataclasses
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ..augment import Augmentation
-from ..backbones import from_spec
+from ..backbones import Network, from_spec
 from ..budget import Budget
 from ..compute import PLAIN, Compute
 from ..engine import Engine, Here
-from ..errors import DataError, UsageError
+from ..errors import DataError, RunRefused, UsageError
 from ..methods import Task, make
 from ..model import train
 from ..pictures import png, sheet
@@ -20,9 +21,13 @@ from ..prepare import prepared
 from ..privacy import Guarantee
 from ..progress import hushed
 from ..records import Json, from_record, read_json, write_atomic, write_json
+from ..rng import Rng
 from ..sets import RealSet, Splits, SyntheticSet
+from ..sketch import SketchSpec
+from ..train import RealImages, fit
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
+from .curves import LEVEL
 from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
@@ -47,6 +52,8 @@ SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 MOST_MODELS = 64
+FEWEST_IMAGES = 40
+ATTACKS = 4  # areas that are looked at together: two attacks, two kinds of images
 CONTROL_STEPS = 400  # until copies are known by heart
 
 
@@ -77,6 +84,13 @@ def audit_run(
     begin = time.monotonic()
     made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
     _check(made, run, splits)
+    plain, splits = splits.train, _seen_by(made, splits)
+    count = min(images, len(splits.train))
+    if count < FEWEST_IMAGES:
+        raise UsageError(
+            f"found {count} training images to ask about; expected {FEWEST_IMAGES} or more: give "
+            "--images more"
+        )
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["data"] = _counted(splits.train)
@@ -85,20 +99,12 @@ def audit_run(
     write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
     record["copies"] = [_copies_record(one) for one in found]
     left: list[str] = []
-    record |= _of_the_set(made, run, splits, cache, left)
-    held = (run.get("sketch") or {}).get("privacy")
-    if held:
-        promise = from_record(Guarantee, held)
-        zeros = torch.zeros(NUMBERS, dtype=torch.int64)
-        checked = audit_mechanism(zeros, worst_patient((NUMBERS,), promise.bound), promise)
-        record["mechanism"] = dataclasses.asdict(checked) | {"broken": checked.broken}
-    else:
-        left.append("mechanism: the run has no private release to audit")
-    count = min(images, len(splits.train))
+    record |= _of_the_set(made, run, splits, plain, cache, left)
+    record |= _of_the_release(run, left)
     pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
     way = way_of(run, student_steps, compute)
     spent = time.monotonic() - begin
-    enough = models or _affordable(pool, way, 60 * minutes - spent, left)
+    enough = _affordable(pool, way, models, 60 * minutes - spent, left)
     if enough:
         record |= _membership(pool, way, enough, seed, engine)
     record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
@@ -107,8 +113,33 @@ def audit_run(
     return record
 
 
+def _seen_by(made: SyntheticSet, splits: Splits) -> Splits:
+    """Return the splits as a student of the set sees them: by its mean, std and whitening."""
+    recipe = made.recipe
+    card = dataclasses.replace(splits.train.card, mean=recipe.mean, std=recipe.std)
+    parts = (dataclasses.replace(part, card=card) for part in splits)
+    return Splits(*parts).whitened(made.whitening)
+
+
+def _of_the_release(run: Json, left: list[str]) -> Json:
+    """Return what the audit of a private release proves, if the run was made from one."""
+    held = (run.get("sketch") or {}).get("privacy")
+    if not held:
+        left.append("mechanism: the run has no private release to audit")
+        return {}
+    promise = from_record(Guarantee, held)
+    zeros = torch.zeros(NUMBERS, dtype=torch.int64)
+    checked = audit_mechanism(zeros, worst_patient((NUMBERS,), promise.bound), promise)
+    return {"mechanism": dataclasses.asdict(checked) | {"broken": checked.broken}}
+
+
 def _of_the_set(
-    made: SyntheticSet, run: Json, splits: Splits, cache: Path | None, left: list[str]
+    made: SyntheticSet,
+    run: Json,
+    splits: Splits,
+    plain: RealSet,
+    cache: Path | None,
+    left: list[str],
 ) -> Json:
     """Return what one student of the set as it is tells, and whether images show their start."""
     told: Json = {}
@@ -117,20 +148,30 @@ def _of_the_set(
         looks = from_record(Augmentation, run["augmentation"])
         how = from_record(Compute, run["compute"])
         budget, backbone = from_record(Budget, run["budget"]), from_spec(run["backbone"])
-        task = Task(splits.train, budget, backbone, augmentation=looks, compute=how)
+        task = Task(plain, budget, backbone, augmentation=looks, compute=how)
         ready = dataclasses.replace(task, prepared=prepared(method, task, cache))
-        back = recovered(made, method, ready, run["seed"])
+        back = recovered(made, method, ready, splits.train, run["seed"])
         if back is not None:
             told["reconstruction"] = dataclasses.asdict(back) | {"failed": back.failed}
     else:
         left.append(f"reconstruction: images started from {made.origin.start}")
-    network = train(made)
+    network, facts = train(made), splits.train.facts
     told["subgroups"] = [dataclasses.asdict(one) for one in subgroups(network, splits.val)]
-    found = attributes(network, splits.train, splits.val)
+    found = attributes(network, _control(made, splits.val), splits.train) if facts else []
     told["attributes"] = [dataclasses.asdict(one) for one in found]
     if not found:
         left.append("attributes: the source has none with enough images of each value")
     return told
+
+
+def _control(made: SyntheticSet, others: RealSet) -> Network:
+    """Return a student of held-out images, by the set's recipe: it saw no member."""
+    recipe = dataclasses.replace(made.recipe, factor=1)
+    rng = Rng(0).child("control")
+    network = from_spec(recipe.backbone).build(others.card, rng.at("network"))
+    network.whiten_by(made.whitening)
+    fit(network, RealImages(others), recipe, rng)
+    return network
 
 
 def _counted(real: RealSet) -> Json:
@@ -147,14 +188,17 @@ def _counted(real: RealSet) -> Json:
 
 def way_of(run: Json, student_steps: int, compute: Compute) -> Way:
     """Return how the set of a run was made, to go that way again."""
-    held = (run.get("sketch") or {}).get("privacy")
+    made = run.get("sketch") or {}
+    held = made.get("privacy")
     return Way(
         make(run["method"], run["settings"]),
         from_record(Budget, run["budget"]),
         from_spec(run["backbone"]),
         run["steps"],
         student_steps,
+        augmentation=from_record(Augmentation, run["augmentation"]),
         compute=compute,
+        spec=from_record(SketchSpec, made["spec"]) if made else None,
         guarantee=from_record(Guarantee, held) if held else None,
     )
 
@@ -172,32 +216,49 @@ def _check(made: SyntheticSet, run: Json, splits: Splits) -> None:
         raise UsageError(f"found several labels of an image in {card.name}; expected one")
 
 
-def _affordable(pool: Pool, way: Way, seconds: float, left: list[str]) -> int:
-    """Return how many models the seconds allow, by going the way once; 0 where too few."""
-    begin = time.monotonic()
-    with hushed():
-        ask(pool, way, (torch.from_numpy(coins(len(pool.real), 1)[0]), 0))
-    each = 1.3 * (time.monotonic() - begin)  # the control's models are cheaper than the run's own
+def _affordable(pool: Pool, way: Way, models: int | None, seconds: float, left: list[str]) -> int:
+    """Return how many models there will be; 0, with the reason, where there cannot be enough.
+
+    Unless they are told, the way and its control are gone once each to see how long they take.
+    """
+    coin = torch.from_numpy(coins(len(pool.real), 1)[0])
+    try:
+        if models is not None:
+            Task(pool.real.take(coin.nonzero().flatten()), way.budget, way.backbone)
+            return models
+        begin = time.monotonic()
+        with hushed():
+            ask(pool, way, (coin, 0))
+            ask(pool, _copying(way), (coin, 0))
+    except RunRefused as error:
+        left.append(f"membership: each model has half of {len(pool.real)} images: {error}")
+        return 0
+    each = time.monotonic() - begin
     fits = min(MOST_MODELS, int((seconds - each) / each))
     if fits >= FEWEST:
         return fits
-    needed = (FEWEST + 2) * each / 60
+    needed = math.ceil((FEWEST + 2) * each / 60)
     left.append(
-        f"membership: one model takes {each:.0f} s and {FEWEST} are needed; give --budget "
-        f"{needed:.0f} or --models {FEWEST}"
+        f"membership: a model and its control take {each:.0f} s and {FEWEST} are needed; give "
+        f"--budget {needed} or --models {FEWEST}"
     )
     return 0
 
 
+def _copying(way: Way) -> Way:
+    """Return the positive control of a way."""
+    steps = max(way.student_steps, CONTROL_STEPS)
+    return dataclasses.replace(way, copies=True, rate=0.05, batch=64, student_steps=steps)
+
+
 def _membership(pool: Pool, way: Way, models: int, seed: int, engine: Engine) -> Json:
     own = shadows(pool, way, models=models, seed=seed, engine=engine)
-    steps = max(way.student_steps, CONTROL_STEPS)
-    control = dataclasses.replace(way, copies=True, rate=0.05, batch=64, student_steps=steps)
-    positive = shadows(pool, control, models=models, seed=seed + 1, engine=engine)
+    positive = shadows(pool, _copying(way), models=models, seed=seed + 1, engine=engine)
     nothing = nothing_to_find(pool, own, seed)
     marked = pool.canaries.numpy()
     guesses = int(marked.sum()) // 4 * 2
-    bound = one_run(own.signals[0, : len(marked)][marked], own.inside[0][marked], guesses)
+    delta = way.guarantee.delta if way.guarantee else 0.0
+    bound = one_run(own.signals[0, : len(marked)][marked], own.inside[0][marked], guesses, delta)
     return {
         "models": models,
         "images": len(marked),
@@ -214,7 +275,8 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
         sides = {"natural": leak.natural, "canaries": leak.canaries}
         return {name: dataclasses.asdict(side) for name, side in sides.items() if side}
 
-    return {leak.attack: told(leak) for leak in attack(pool, held)}
+    together = 1 - (1 - LEVEL) / ATTACKS
+    return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
 
 
 def verdict(record: Json) -> Json:

@@ -14,6 +14,7 @@ from ..sets import RealSet, SyntheticSet
 
 SAMPLE = 1000  # held-out images that serve as yardstick, at most
 QUANTILE = 0.01
+FAILS = 0.005  # of two views together: once in a hundred audits
 SAME = 1e-3  # of the median distance between images: that is the same image, stored anew
 FEATURES = ConvNet(depth=3, width=64)
 
@@ -31,23 +32,24 @@ class Pair:
 class Copies:
     """What one view found: a check that can fail, and proves nothing where it does not.
 
-    `yardstick` is the distance below which one in a hundred held-out images lies from its nearest
-    member: held-out images are no copies, so synthetic ones below it are suspect. `exact` counts
-    those that are a member to rounding.
+    `yardstick` is the distance from its nearest member below which one in a hundred held-out images
+    lies: held-out images are no copies, so synthetic ones below it are suspect. `p_value` is how
+    often as many would lie there if synthetic images were held-out ones. `exact` counts those that
+    are a member to rounding.
     """
 
     view: str
     yardstick: float
     suspects: int
-    expected: float
+    p_value: float
     exact: int
     images: int
     nearest: tuple[Pair, ...]
 
     @property
     def failed(self) -> bool:
-        """Whether there is a copy, or more suspects than twice what held-out images would have."""
-        return self.exact > 0 or self.suspects > max(2 * self.expected, 2)
+        """Whether there is a copy, or more suspects than chance gives once in a hundred audits."""
+        return self.exact > 0 or self.p_value < FAILS
 
 
 def copies(
@@ -98,12 +100,32 @@ def _compare(
     )
     distances, nearest = _nearest(see(made), members, see)
     usual, _ = _nearest(held, members, see)
-    yardstick = float(usual.quantile(QUANTILE))
+    place = max(1, round(QUANTILE * len(usual)))
+    yardstick = float(usual.sort().values[place - 1])
     exact = int((distances < SAME * max(float(usual.median()), 1e-12)).sum())
     order = distances.argsort()
     pairs = tuple(Pair(int(i), int(nearest[i]), float(distances[i])) for i in order.tolist())
     suspects = int((distances < yardstick).sum())
-    return Copies(view, yardstick, suspects, QUANTILE * len(made), exact, len(made), pairs)
+    p_value = chance_of(suspects, len(made), place, len(usual))
+    return Copies(view, yardstick, suspects, p_value, exact, len(made), pairs)
+
+
+def chance_of(suspects: int, images: int, place: int, others: int) -> float:
+    """Return how likely so many of `images` lie below the `place`-th smallest of `others`.
+
+    If all come alike, every order is as likely: at least s images are below the k-th other where
+    they are among the first s + k - 1 of all, which is hypergeometric.
+
+    Example:
+        >>> chance_of(0, 5, 1, 10), chance_of(1, 1, 1, 1)
+        (1.0, 0.5)
+    """
+    from scipy.stats import hypergeom
+
+    if suspects == 0:
+        return 1.0
+    first = suspects + place - 1
+    return float(hypergeom.sf(suspects - 1, images + others, images, first))
 
 
 def _nearest(

@@ -63,7 +63,9 @@ class Curve:
     found: tuple[Found, ...]
 
 
-def curve_of(members: Array, others: Array, rates: Sequence[float] = RATES) -> Curve:
+def curve_of(
+    members: Array, others: Array, rates: Sequence[float] = RATES, level: float = LEVEL
+) -> Curve:
     """Measure scores that are to be high for members.
 
     The threshold at a rate is the smallest score that at most that share of others reach; ties with
@@ -71,12 +73,14 @@ def curve_of(members: Array, others: Array, rates: Sequence[float] = RATES) -> C
     counted half; its interval is that of Hanley and McNeil, Radiology 1982.
     Raises: UsageError when a side is empty or a score is not a number.
     """
+    from scipy.stats import norm
+
     if not len(members) or not len(others):
         raise UsageError(f"found {len(members)} members and {len(others)} others; expected both")
     if not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise UsageError("found scores that are not finite; expected numbers")
     area = _area(members, others)
-    half = 1.96 * _deviation(area, len(members), len(others))
+    half = float(norm.ppf((1 + level) / 2)) * _deviation(area, len(members), len(others))
     found = []
     descending = np.sort(others)[::-1]
     for rate in rates:
@@ -106,17 +110,23 @@ def _deviation(area: float, members: int, others: int) -> float:
 
 
 def clustered(
-    scores: Array, inside: NDArray[np.bool_], rates: Sequence[float] = RATES, seed: int = 0
+    scores: Array,
+    inside: NDArray[np.bool_],
+    rates: Sequence[float] = RATES,
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> Curve:
     """Measure scores of the same images under several models, as `curve_of` does for one.
 
     Scores of an image go together whichever model it is asked of, so intervals come from drawing
     images anew, with all their scores (400 draws, percentiles), and are never narrower than those
-    that take all scores for independent. Scores that are nan are left out.
+    that take all scores for independent. `level` is that of the area; shares have 95%. Scores that
+    are nan are left out.
     Shapes: scores, inside [models, n].
     """
     known = np.isfinite(scores)
-    found = curve_of(scores[inside & known], scores[~inside & known], rates)
+    found = curve_of(scores[inside & known], scores[~inside & known], rates, level)
     images = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)[known]
     order = np.argsort(-scores[known], kind="stable")
     ranked = _Ranked(scores[known][order], inside[known][order], images[order])
@@ -128,8 +138,9 @@ def clustered(
         area, tprs = ranked.measured(times, rates)
         areas.append(area)
         shares.append(tprs)
-    tail = 100 * (1 - LEVEL) / 2
+    tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(areas, [tail, 100 - tail])
+    tail = 100 * (1 - LEVEL) / 2
     within = np.nanpercentile(np.array(shares), [tail, 100 - tail], axis=0).T
     wider = tuple(
         dataclasses.replace(one, low=min(one.low, float(a)), high=max(one.high, float(b)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..augment import Augmentation
 from ..backbones import Backbone
 from ..budget import Budget
 from ..compute import PLAIN, Compute
@@ -19,15 +20,14 @@ from ..errors import UsageError
 from ..features import logits_of_set
 from ..methods import Method, Task
 from ..methods.base import labels_at, recipe_of
-from ..methods.sketch import Sketched
 from ..model import train
 from ..privacy import Clean, Guarantee
 from ..private_sketch import released, unit_sums
 from ..progress import progress
 from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
-from ..sketch import spreads_of
-from .curves import Array, Curve, clustered
+from ..sketch import SketchSpec, sketch, spreads_of
+from .curves import LEVEL, Array, Curve, clustered
 from .signals import Bools, lira, rmia, sureness
 
 HERE: Engine = Here()
@@ -75,8 +75,8 @@ class Way:
     """How a set is made and what is trained on it: what an attacker is assumed to know.
 
     With `copies` the set is all its images as they are: the positive control, whose canaries every
-    attack must find. With a `guarantee` each model has a private release of its own, of images as
-    units; none of them leaves the audit.
+    attack must find. With a `spec` each model distills from a sketch of its own, and with a
+    `guarantee` from a private release of images as units; none of them leaves the audit.
     """
 
     method: Method
@@ -86,8 +86,10 @@ class Way:
     student_steps: int = 300
     rate: float = 0.02
     batch: int = 128
+    augmentation: Augmentation = field(default_factory=Augmentation)
     compute: Compute = PLAIN
     copies: bool = False
+    spec: SketchSpec | None = None
     guarantee: Guarantee | None = None
 
 
@@ -130,9 +132,10 @@ def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
     """Return how sure one model is of all images, those outside last."""
     inside, seed = job
     part = pool.real.take(inside.nonzero().flatten())
-    task = Task(part, way.budget, way.backbone, compute=way.compute)
-    if way.guarantee is not None and not way.copies:
-        task = _private(task, way.method, way.guarantee)
+    looks, how = way.augmentation, way.compute
+    task = Task(part, way.budget, way.backbone, augmentation=looks, compute=how)
+    if way.spec is not None and not way.copies:
+        task = _sketched(task, way.spec, way.guarantee)
     if way.copies:
         made = _copied(part, task)
     else:
@@ -147,17 +150,18 @@ def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
     return np.concatenate(signals)
 
 
-def _private(task: Task, method: Method, guarantee: Guarantee) -> Task:
-    """Return the task of a release of its images; noise is that of the guarantee."""
-    if not isinstance(method, Sketched):
-        raise UsageError(f"found {method.name} for a private release; expected a sketch's method")
-    spec, card = method.spec(task), task.real.card
-    spreads = torch.tensor(
-        [spreads_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
-    )
-    units = torch.arange(len(task.real))
-    sums = unit_sums(task.real, units, spec, spreads, task.compute)
-    held = released(Clean(sums, guarantee.bound), guarantee, card, spec, spreads)
+def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task:
+    """Return the task of a sketch of its images, with the noise of a guarantee if there is one."""
+    real = task.real
+    if guarantee is None:
+        held = sketch(real, spec, task.compute)
+    else:
+        spreads = torch.tensor(
+            [spreads_of(spec, real.card, number) for number in range(spec.networks)],
+            dtype=torch.float64,
+        )
+        sums = unit_sums(real, torch.arange(len(real)), spec, spreads, task.compute)
+        held = released(Clean(sums, guarantee.bound), guarantee, real.card, spec, spreads)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
 
@@ -180,8 +184,10 @@ class Leak(NamedTuple):
     canaries: Curve | None
 
 
-def attack(pool: Pool, held: Shadows, kinds: Sequence[Attack] = ("lira", "rmia")) -> list[Leak]:
-    """Attack each model with all others as references, and measure all attacks together."""
+def attack(
+    pool: Pool, held: Shadows, kinds: Sequence[Attack] = ("lira", "rmia"), level: float = LEVEL
+) -> list[Leak]:
+    """Attack each model with all others as references; areas have intervals of `level`."""
     n = len(pool.real)
     scores = {kind: np.empty((len(held.inside), n)) for kind in kinds}
     for target in range(len(held.inside)):
@@ -195,14 +201,15 @@ def attack(pool: Pool, held: Shadows, kinds: Sequence[Attack] = ("lira", "rmia")
                 scores[kind][target] = rmia(
                     mine[:n], others[:, :n], inside, mine[n:], others[:, n:]
                 )
-    return [_measured(kind, scores[kind], held.inside, pool.canaries.numpy()) for kind in kinds]
+    canaries = pool.canaries.numpy()
+    return [_measured(kind, scores[kind], held.inside, canaries, level) for kind in kinds]
 
 
-def _measured(kind: Attack, scores: Array, inside: Bools, canaries: Bools) -> Leak:
+def _measured(kind: Attack, scores: Array, inside: Bools, canaries: Bools, level: float) -> Leak:
     def curve(which: Bools) -> Curve | None:
         if not which.any():
             return None
-        return clustered(scores[:, which], inside[:, which])
+        return clustered(scores[:, which], inside[:, which], level=level)
 
     return Leak(kind, curve(~canaries), curve(canaries))
 

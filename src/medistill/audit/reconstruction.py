@@ -6,7 +6,7 @@ import torch
 
 from ..methods import Method, Task
 from ..rng import Rng
-from ..sets import SyntheticSet
+from ..sets import RealSet, SyntheticSet
 from .copies import nearest_members
 from .curves import exact_interval
 
@@ -30,9 +30,12 @@ class Recovered:
         return self.low > self.chance
 
 
-def recovered(made: SyntheticSet, method: Method, task: Task, seed: int) -> Recovered | None:
+def recovered(
+    made: SyntheticSet, method: Method, task: Task, members: RealSet, seed: int
+) -> Recovered | None:
     """Start the run again and look which training image each image started from.
 
+    `members` are the training images as a student of the set sees them.
     None where images did not start from real ones. Every tile of an image is one.
     """
     if method.start != "real":
@@ -40,7 +43,7 @@ def recovered(made: SyntheticSet, method: Method, task: Task, seed: int) -> Reco
     begun = method.finish(method.init(task, Rng(seed)), task, Rng(seed))
     first, _ = begun.to_train()
     last, labels = made.to_train()
-    start, now = (nearest_members(images, task.real) for images in (first, last))
+    start, now = (nearest_members(images, members) for images in (first, last))
     count, hits = len(last), int((start == now).sum())
     # By luck within the class: whoever knows the class looks there.
     sizes = torch.tensor([len(members) for members in task.real.by_class], dtype=torch.float64)

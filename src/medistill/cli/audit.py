@@ -82,7 +82,7 @@ def _text(record: "Json", run: Path) -> str:
     for one in record["copies"]:
         lines.append(
             f"copies ({one['view']}): {one['exact']} exact, {one['suspects']} nearer than held-out "
-            f"images come ({one['expected']:.1f} expected){': FAILED' if one['failed'] else ''}"
+            f"images come (p = {one['p_value']:.2g}){': FAILED' if one['failed'] else ''}"
         )
     if "reconstruction" in record:
         one = record["reconstruction"]
@@ -92,8 +92,8 @@ def _text(record: "Json", run: Path) -> str:
         )
     for one in record["attributes"]:
         lines.append(
-            f"attribute {one['name']}: guessed of {100 * one['members']:.1f}% of members, "
-            f"{100 * one['others']:.1f}% of others (advantage {100 * one['low']:.1f} to "
+            f"attribute {one['name']}: guessed of {100 * one['guessed']:.1f}% of members, "
+            f"{100 * one['control']:.1f}% by a control (advantage {100 * one['low']:.1f} to "
             f"{100 * one['high']:.1f} points)"
         )
     if "mechanism" in record:
@@ -133,6 +133,6 @@ def _attacks(record: "Json") -> list[str]:
     one = record["one_run"]
     lines.append(
         f"one run: {one['right']} of {one['guesses']} guesses right: epsilon is at least "
-        f"{one['lower']:.2f} (at most {one['provable']:.2f} could be shown)"
+        f"{one['lower']:.2f} at delta {one['delta']:g} ({one['provable']:.2f} could be shown)"
     )
     return lines

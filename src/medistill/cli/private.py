@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..compute import Compute
@@ -36,37 +36,56 @@ def classes_of(text: str | None, source: str, card: "Card") -> Sequence[str]:
     )
 
 
-def planned(
-    real: "RealSet",
-    spec: "SketchSpec",
-    asked: tuple[float, float, "Unit"],
-    classes: str | None,
-    source: str,
-) -> "Plan":
-    """Return what a release would be, all that must be public checked."""
+class Asked(NamedTuple):
+    """What --epsilon and the flags beside it ask for."""
+
+    epsilon: float
+    delta: float
+    unit: "Unit"
+    classes: Sequence[str]
+    ledger: Path | None
+    limit: float | None
+    accept_noise: bool
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What a release is asked for."""
+        names = ("epsilon", "delta", "unit", "classes")
+        return {name: getattr(self, name) for name in names}
+
+
+def plan_of(real: "RealSet", spec: "SketchSpec", asked: Asked) -> "Plan":
+    """Return what a release would be; nothing is released."""
     from ..private_sketch import plan
 
-    epsilon, delta, unit = asked
-    public = classes_of(classes, source, real.card)
-    return plan(real, spec, epsilon=epsilon, delta=delta, unit=unit, classes=public)
+    return plan(real, spec, **asked.budget)
 
 
 def released(
     real: "RealSet",
     spec: "SketchSpec",
-    about: "Plan",
-    noted: tuple[Path | None, float | None],
+    asked: Asked,
     compute: "Compute",
     engine: "Engine",
 ) -> "tuple[Sketch, str, Json]":
-    """Release a sketch, and say what it and all releases of these data guarantee."""
-    from ..ledger import Ledger, ledger_file
-    from ..private_sketch import private_sketch
+    """Release a sketch, and say what it and all releases of these data guarantee.
 
-    path, limit = noted
-    ledger = Ledger(path or ledger_file(), limit)
-    made = private_sketch(real, spec, about, ledger, compute, engine)
-    delta = about.guarantee.delta
+    Raises: RunRefused when the noise would drown a class, unless that is accepted.
+    """
+    from ..errors import RunRefused
+    from ..ledger import Ledger, ledger_file
+    from ..private_sketch import HOPELESS, private_sketch
+
+    about = plan_of(real, spec, asked)
+    if about.hopeless and not asked.accept_noise:
+        worst = max(about.signals, key=lambda one: one.noise)
+        raise RunRefused(
+            f"found noise of {worst.noise:.1f} times the mean of class {worst.name} at epsilon "
+            f"{asked.epsilon:g}; expected {HOPELESS:g} at most: {about.advice}; or --accept-noise"
+        )
+    ledger = Ledger(asked.ledger or ledger_file(), asked.limit)
+    made = private_sketch(real, spec, ledger, **asked.budget, compute=compute, engine=engine)
+    delta = asked.delta
     together = ledger.together(real.card.name, real.digest, delta)
     record = {"together": together, **plan_record(about)}
     text = (
@@ -115,7 +134,9 @@ def plan_text(plan: "Plan") -> str:
     if plan.advice:
         lines.append(plan.advice)
     if plan.hopeless:
-        lines.append("A release would be refused: the noise drowns a class.")
+        lines.append(
+            "A release would be refused (but for --accept-noise): the noise drowns a class."
+        )
     lines.append("Nothing was released; these numbers are not private: keep them.")
     return "\n".join(lines)
 

@@ -27,10 +27,19 @@ from .common import (
     optioned,
 )
 from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
-from .private import PLAIN, PRIVATE, needs_epsilon, plan_record, plan_text, planned, released
+from .private import (
+    PLAIN,
+    PRIVATE,
+    Asked,
+    classes_of,
+    needs_epsilon,
+    plan_of,
+    plan_record,
+    plan_text,
+    released,
+)
 
 if TYPE_CHECKING:
-    from ..private_sketch import Plan
     from ..records import Json
     from ..sets import RealSet
     from ..sketch import Sketch, SketchSpec
@@ -59,10 +68,15 @@ Epsilon = Annotated[
     float | None,
     typer.Option(help="Make it differentially private: epsilon of each unit, as 1 (extra dp)."),
 ]
-Delta = Annotated[float, typer.Option(help="With --epsilon: less than 1 / number of units.")]
+Delta = Annotated[
+    float | None,
+    typer.Option(help="With --epsilon: less than 1 / number of units; 1e-5 unless given."),
+]
 UnitName = Annotated[
-    Literal["patient", "image"],
-    typer.Option(help="Whom --epsilon protects; image: only where no patient has two."),
+    Literal["patient", "image"] | None,
+    typer.Option(
+        help="Whom --epsilon protects: patient unless given; image only where no patient has two."
+    ),
 ]
 Classes = Annotated[
     str | None,
@@ -79,6 +93,9 @@ Limit = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Say how noisy each class would be; release nothing."),
+]
+AcceptNoise = Annotated[
+    bool, typer.Option("--accept-noise", help="Release even where the noise drowns a class.")
 ]
 Mean = Annotated[
     list[float] | None,
@@ -101,12 +118,13 @@ def sketch(
     mean: Mean = None,
     std: Std = None,
     epsilon: Epsilon = None,
-    delta: Delta = 1e-5,
-    unit: UnitName = "patient",
+    delta: Delta = None,
+    unit: UnitName = None,
     classes: Classes = None,
     ledger: LedgerFile = None,
     limit: Limit = None,
     dry_run: DryRun = False,
+    accept_noise: AcceptNoise = False,
     precision: Precision = "float32",
     compile: Compile = "auto",
     workers: Workers = 1,
@@ -133,14 +151,18 @@ def sketch(
     spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, scale, seed)
     way = _Way(precision, workers, compile)
     if epsilon is None:
-        needs_epsilon(dry_run=dry_run, classes=classes, ledger=ledger, limit=limit)
+        own = {"classes": classes, "ledger": ledger, "limit": limit, "accept_noise": accept_noise}
+        needs_epsilon(dry_run=dry_run, delta=delta, unit=unit, **own)
         _write(out, partial(_plain, real, spec, way), as_json)
         return
-    about = planned(real, spec, (epsilon, delta, unit), classes, source)
+    public = classes_of(classes, source, real.card)
+    budget = (epsilon, delta or 1e-5, unit or "patient", public)
+    asked_for = Asked(*budget, ledger, limit, accept_noise)
     if dry_run:
+        about = plan_of(real, spec, asked_for)
         emit(plan_record(about), plan_text(about), as_json)
     else:
-        _write(out, partial(_private, real, spec, way, about, (ledger, limit)), as_json)
+        _write(out, partial(_private, real, spec, way, asked_for), as_json)
 
 
 class _Way(NamedTuple):
@@ -165,13 +187,15 @@ def _private(
     real: "RealSet",
     spec: "SketchSpec",
     way: _Way,
-    about: "Plan",
-    noted: tuple[Path | None, float | None],
+    asked: Asked,
 ) -> _Made:
     from ..compute import Compute
     from ..engine import local
+    from ..errors import UsageError
 
-    return released(real, spec, about, noted, Compute(way.precision), local(way.workers))
+    if way.compile == "on":
+        raise UsageError("found --compile on with --epsilon; expected auto or off")
+    return released(real, spec, asked, Compute(way.precision), local(way.workers))
 
 
 def _write(out: Path, make: Callable[[], _Made], as_json: bool) -> None:
