@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, rankdata, spearmanr
 
+from .engine import Engine, Here
 from .errors import RunRefused
 from .indicator import (
     CANDIDATES,
@@ -29,9 +31,10 @@ from .records import Json
 from .rng import Rng
 
 PERMUTATIONS = 9999
+HERE: Engine = Here()
 
 
-def fit(examples: Sequence[Example], about: str) -> Indicator:
+def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indicator:
     """Compare the candidates on datasets left out, and keep the one with the least error.
 
     The report holds of each candidate, by metric: mean absolute `error` of the score over all
@@ -48,13 +51,11 @@ def fit(examples: Sequence[Example], about: str) -> Indicator:
             f"found {len(usable)} datasets with measurements and results; expected {LEAST} or "
             "more: run more of the study"
         )
-    report: Json = {}
-    for metric in METRICS:
-        told = {name: predictions_of(usable, name, metric) for name in CANDIDATES}
-        report[metric] = {
-            name: _judged(usable, name, metric, found) | _tested(found, told[SEED])
-            for name, found in told.items()
-        }
+    jobs = [(metric, name) for metric in METRICS for name in CANDIDATES]
+    found = dict(zip(jobs, engine.map(partial(_judged, usable), jobs), strict=True))
+    report: Json = {metric: {} for metric in METRICS}
+    for (metric, name), (judged, told) in found.items():
+        report[metric][name] = judged | _tested(told, found[metric, SEED][1])
     chosen = min(CANDIDATES, key=lambda name: report["accuracy"][name]["error"])
     return Indicator(tuple(usable), chosen, report, about)
 
@@ -114,9 +115,11 @@ def targets_of(known: Sequence[Example], method: str, ipc: int, metric: str) -> 
     return found
 
 
-def _judged(examples: Sequence[Example], name: str, metric: str, found: Told) -> Json:
+def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, Told]:
     """Return what one candidate does, leave one dataset out: at each budget, and pooled."""
+    metric, name = job
     inputs, model = CANDIDATES[name]
+    found = predictions_of(examples, name, metric)
     by_budget: dict[str, Json] = {}
     for ipc in budgets_of(examples):
         parts: dict[str, list[float]] = {}
@@ -134,12 +137,13 @@ def _judged(examples: Sequence[Example], name: str, metric: str, found: Told) ->
             by_budget[str(ipc)] = {what: float(np.mean(values)) for what, values in parts.items()}
     there = np.isfinite(found.told)
     told, reached = found.told[there], found.reached[there]
-    return {
+    judged = {
         "error": float(np.abs(told - reached).mean()) if len(told) else math.inf,
         "budgets": by_budget,
         "pooled_pearson": _correlated(told, reached, pearsonr),
         "pooled_spearman": _correlated(told, reached, spearmanr),
     }
+    return judged, found
 
 
 def _one(model: Model, table: Array, targets: dict[str, Array], families: Sequence[str]) -> Json:

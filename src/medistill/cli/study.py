@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..places import cache_folder
-from .common import AsJson, DataRoot, Device, Offline, Track, at_least_one, emit, guarded
+from .common import AsJson, DataRoot, Device, Offline, Track, Workers, at_least_one, emit, guarded
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -193,6 +193,7 @@ def rows_(
 def fit_indicator(
     study: StudyFolder,
     out: Annotated[Path, typer.Option(help="The file to write, for predict --indicator.")],
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Fit the indicator to a study: which numbers of a small sample tell what will be reached.
@@ -202,6 +203,7 @@ def fit_indicator(
 
     Example: medistill study fit-indicator runs/feasibility --out indicator.json
     """
+    from ..engine import local
     from ..indicator import examples_of, to_json
     from ..judge import fit
     from ..records import write_json
@@ -210,7 +212,7 @@ def fit_indicator(
 
     said, entries = _opened(study)
     examples = examples_of(rows_of(said, entries), measured_in(entries))
-    made = fit(examples, f"{said.name}: {said.about}".strip())
+    made = fit(examples, f"{said.name}: {said.about}".strip(), local(workers))
     write_json(out, to_json(made))
     lines = [f"{made.chosen}, from {len(made.examples)} datasets, in {out}"]
     for name, judged in made.report["accuracy"].items():
