@@ -11,7 +11,7 @@ function themed(figure) {
     type: "scatter", ...trace,
     marker: { ...trace.marker, color: css("--" + arm) },
     line: { ...trace.line, color: css("--" + arm) },
-    ...(trace.error_x && { error_x: { ...trace.error_x, color: css("--" + arm), thickness: 2 } }),
+    ...(trace.error_x && { error_x: { thickness: 2, ...trace.error_x, color: css("--" + arm) } }),
     ...(trace.error_y && { error_y: { ...trace.error_y, color: css("--" + arm), thickness: 1.5 } }),
   }));
   const layout = {

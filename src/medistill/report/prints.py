@@ -121,7 +121,7 @@ def _draw(axes: Any, trace: Json) -> None:
         markerfacecolor="white" if symbol.endswith("open") else color,
         linestyle=DASHES[line.get("dash", "solid")] if "lines" in mode else "",
         linewidth=line.get("width", 1.2),
-        elinewidth=0.6,
+        elinewidth=trace.get("error_x", {}).get("thickness", 0.6),
         alpha=0.9,
     )
 

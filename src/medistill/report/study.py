@@ -38,7 +38,10 @@ TITLES = {
 }
 MOST_SHEETS = 8 * 2**20  # bytes of pictures in a page
 FISHER = {"title": {"text": "spread between over within classes (Fisher)"}, "type": "log"}
-DESIGN = {"title": {"text": "variation of the phantom, all else the same"}}
+DESIGN = {
+    "title": {"text": "variation of the phantom, all else the same"},
+    "range": [-0.05, 1.05],
+}
 GROUP = {"title": {"text": "kind of source"}, "type": "category"}
 SHEETS_AT = (1, 10)  # images per class; more make no picture to look at
 

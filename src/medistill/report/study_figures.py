@@ -166,13 +166,17 @@ def indicator_figure(
             for one, x, y in zip(known, found.tolist(), target.tolist(), strict=True)
         ]
         half = 100 * conformal(np.abs(target - found))
-        within = {"type": "data", "array": [half] * len(points)}
+        # Thin and without caps: hundreds of them lie over each other.
+        within = {"type": "data", "array": [half] * len(points), "width": 0, "thickness": 0.5}
         traces.append(_trace(method, number, points, error_x=within))
     if not traces:
         return None
     line = {"x": [0, 100], "y": [0, 100], "mode": "lines", "name": "equal", "arm": "full"}
     layout = {
-        "xaxis": {"title": {"text": "accuracy predicted by the other datasets, percent"}},
+        "xaxis": {
+            "title": {"text": "accuracy predicted by the other datasets, percent"},
+            "range": [0, 105],
+        },
         "yaxis": {"title": {"text": "accuracy reached, percent"}},
     }
     return {"traces": [{**line, "line": {"dash": "dot", "width": 1}}, *traces], "layout": layout}
