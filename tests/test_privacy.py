@@ -289,11 +289,14 @@ def test_noise_enters_every_number_and_no_two_releases_share_it(tmp_path: Path) 
         releases.append(noisy - exact[:, :-1])
     noise = torch.stack(releases)
     wanted = noise_of(12.0, DELTA) * bound_of(SPEC.networks) * GRID
-    assert float(noise.std()) == pytest.approx(wanted, rel=0.02)
-    each = noise.std(0)  # of 60 draws: within 40% of the deviation, for each number
-    assert float(each.min()) > 0.6 * wanted
-    assert float(each.max()) < 1.5 * wanted
-    assert abs(float(torch.corrcoef(noise.flatten(1)[:2])[0, 1])) < 0.3
+    # Every limit is six deviations away: no seed could make this test repeat itself.
+    flat = noise.flatten(1)
+    assert float(flat.std()) == pytest.approx(wanted, rel=6 / math.sqrt(2 * flat.numel()))
+    each = flat.std(0)
+    assert float(each.min()) > (1 - 6 / math.sqrt(2 * 60)) * wanted
+    assert float(each.max()) < (1 + 6 / math.sqrt(2 * 60)) * wanted
+    shared = torch.corrcoef(flat)[~torch.eye(60, dtype=torch.bool)]
+    assert float(shared.abs().max()) < 7 / math.sqrt(flat.shape[1])
 
 
 def test_counts_are_noisy_as_well(tmp_path: Path) -> None:
@@ -301,7 +304,7 @@ def test_counts_are_noisy_as_well(tmp_path: Path) -> None:
     counts = [released_of(real, tmp_path / str(i), 12.0).counts.tolist() for i in range(40)]
     spread = torch.tensor(counts).double().std(0)
     wanted = noise_of(12.0, DELTA) * bound_of(SPEC.networks)
-    assert float(spread.mean()) == pytest.approx(wanted, rel=0.35)
+    assert float(spread.mean()) == pytest.approx(wanted, rel=0.5)
     assert min(min(row) for row in counts) >= 1
 
 
