@@ -45,7 +45,7 @@ from medistill.records import load_state, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import Card, RealSet, normalized_by
 from medistill.sketch import GRID as SKETCH_GRID
-from medistill.sketch import Sketch, SketchSpec, merge, probe, sketch, spreads_of
+from medistill.sketch import Sketch, SketchSpec, all_spreads, merge, probe, sketch
 
 SMALL = ConvNet(2, 4)
 SPEC = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=2, frequencies=4)
@@ -65,7 +65,7 @@ def patients(n: int = 40, each: int = 3, seed: int = 0) -> RealSet:
 
 def spreads(card: Card, spec: SketchSpec = SPEC) -> torch.Tensor:
     """Return the public constants of a spec."""
-    return torch.tensor([spreads_of(spec, card, m) for m in range(spec.networks)]).double()
+    return all_spreads(spec, card)
 
 
 def released_of(real: RealSet, tmp_path: Path, epsilon: float = 1e6, **more: Any) -> Sketch:

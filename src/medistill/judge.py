@@ -1,13 +1,12 @@
 """Which indicator is best: candidates judged on datasets that they have not seen."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, rankdata, spearmanr
 
 from .engine import Engine, Here
 from .errors import RunRefused
@@ -60,21 +59,21 @@ def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indic
     return Indicator(tuple(usable), chosen, report, about)
 
 
-class Told:
+class Told(NamedTuple):
     """What a candidate said of datasets that it had not seen, and what was reached there.
 
     Shapes: told, reached [datasets, methods, budgets], nan where nothing is known.
     """
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.told = np.full(shape, math.nan)
-        self.reached = np.full(shape, math.nan)
+    told: Array
+    reached: Array
 
 
 def predictions_of(examples: Sequence[Example], name: str, metric: str) -> Told:
     """Return the predictions of a candidate, each dataset by the others alone."""
     methods, budgets = methods_of(examples), budgets_of(examples)
-    found = Told((len(examples), len(methods), len(budgets)))
+    shape = (len(examples), len(methods), len(budgets))
+    found = Told(np.full(shape, math.nan), np.full(shape, math.nan))
     inputs, model = CANDIDATES[name]
     for m, method in enumerate(methods):
         for b, ipc in enumerate(budgets):
@@ -140,8 +139,8 @@ def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, To
     judged = {
         "error": float(np.abs(told - reached).mean()) if len(told) else math.inf,
         "budgets": by_budget,
-        "pooled_pearson": _correlated(told, reached, pearsonr),
-        "pooled_spearman": _correlated(told, reached, spearmanr),
+        "pooled_pearson": _correlated(told, reached, "pearsonr"),
+        "pooled_spearman": _correlated(told, reached, "spearmanr"),
     }
     return judged, found
 
@@ -157,16 +156,18 @@ def _one(model: Model, table: Array, targets: dict[str, Array], families: Sequen
         found = left_out(model, table, target, clip=what == "score")
         before = "" if what == "score" else f"{what}_"
         judged[f"{before}error"] = float(np.abs(found - target).mean())
-        judged[f"{before}spearman"] = _correlated(found, target, spearmanr)
-        judged[f"{before}pearson"] = _correlated(found, target, pearsonr)
+        judged[f"{before}spearman"] = _correlated(found, target, "spearmanr")
+        judged[f"{before}pearson"] = _correlated(found, target, "pearsonr")
     return judged
 
 
-def _correlated(one: Array, other: Array, how: Callable[..., Any]) -> float:
+def _correlated(one: Array, other: Array, how: Literal["pearsonr", "spearmanr"]) -> float:
     """Return a correlation; 0 where one side does not vary, so that nothing was told."""
+    from scipy import stats
+
     if len(one) < 3 or np.ptp(one) < 1e-12 or np.ptp(other) < 1e-12:
         return 0.0
-    return float(how(one, other).statistic)
+    return float(getattr(stats, how)(one, other).statistic)
 
 
 def coverage_of(model: Model, table: Array, target: Array) -> float:
@@ -214,6 +215,8 @@ def _columns(values: Array) -> Array:
 
 def _ranks(values: Array, there: NDArray[np.bool_]) -> Array:
     """Return centered ranks of norm 1, 0 where nothing is known or nothing varies."""
+    from scipy.stats import rankdata
+
     ranks = np.zeros(len(values))
     if there.any():
         ranks[there] = rankdata(values[there])

@@ -1,12 +1,13 @@
 """The ledger: which private releases were made of which data, and what they guarantee together."""
 
 import os
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import DataError, RunRefused, UsageError
-from .privacy import Guarantee, Unit, composed, receipt
+from .privacy import Guarantee, Unit, composed
 from .records import Json, from_record, locked, read_json, to_record, write_json
 
 FORMAT = "medistill ledger 1"
@@ -102,7 +103,7 @@ class Ledger:
                 )
             now = datetime.now(UTC).isoformat(timespec="seconds")
             facts = (guarantee.unit, guarantee.epsilon, guarantee.delta, guarantee.noise)
-            made = Release(receipt(), now, data, digest, *facts)
+            made = Release(secrets.token_hex(8), now, data, digest, *facts)
             releases = [to_record(one) for one in (*self.releases(), made)]
             record: Json = {"format": FORMAT, "releases": releases}
             write_json(self.path, record)

@@ -1,7 +1,6 @@
 """Differential privacy of one release: exact calibration, exact noise, and sums used once."""
 
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -254,8 +253,3 @@ def discrete_gaussian(count: int, deviation: float) -> Tensor:
     space = dp.vector_domain(dp.atom_domain(T="i64"), size=count), dp.l2_distance(T="f64")
     noise = dp.m.make_gaussian(*space, scale=deviation)
     return torch.tensor(noise([0] * count), dtype=torch.int64)
-
-
-def receipt() -> str:
-    """Return a random name of a release, which says nothing of the data or the noise."""
-    return secrets.token_hex(8)

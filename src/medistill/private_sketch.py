@@ -26,9 +26,9 @@ from .privacy import (
     noise_of,
 )
 from .progress import progress
-from .sets import GIVEN, Card, RealSet
+from .sets import GIVEN, RealSet
 from .sketch import GRID as SKETCH_GRID
-from .sketch import Sketch, SketchSpec, check_backbone, probe, shape_of, spreads_of
+from .sketch import Sketch, SketchSpec, all_spreads, check_backbone, probe, shape_of
 
 CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
 SHARD = 2**25  # whole numbers of unit vectors at once
@@ -175,27 +175,30 @@ def private_sketch(
     promise = _promise(spec, epsilon, delta, unit)
     noted = ledger.spend(real.card.name, real.digest, promise)
     promise = dataclasses.replace(promise, receipts=(noted,))
-    spreads = torch.tensor(
-        [spreads_of(spec, real.card, number) for number in range(spec.networks)],
-        dtype=torch.float64,
-    )
-    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
-    return released(clean, promise, real.card, spec, spreads)
+    return released(real, units, spec, promise, compute, engine)
 
 
 def released(
-    clean: Clean, guarantee: Guarantee, card: Card, spec: SketchSpec, spreads: Tensor
+    real: RealSet,
+    units: Tensor,
+    spec: SketchSpec,
+    promise: Guarantee,
+    compute: Compute = PLAIN,
+    engine: Engine = HERE,
 ) -> Sketch:
-    """Return the sketch that one release of clean sums gives; all of it but the noise is public.
+    """Return the sketch that one release of the units' sum gives; all but the noise is public.
 
-    Noisy counts are rounded, and no less than 1; the digest of the data is left out.
+    No ledger is asked here. Noisy counts are rounded, and no less than 1; the digest of the data is
+    left out.
     """
-    k, networks, width = shape_of(card, spec)
-    noisy = clean.release(guarantee.noise).view(k, networks * width + 1)
+    k, networks, width = shape_of(real.card, spec)
+    spreads = all_spreads(spec, real.card)
+    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
+    noisy = clean.release(promise.noise).view(k, networks * width + 1)
     sums = (noisy[:, :-1] * (SKETCH_GRID // GRID)).view(k, networks, width)
     counts = (noisy[:, -1].double() / (GRID * COUNT)).round().clamp_min(1).long()
-    public = dataclasses.replace(card, digest="")
-    return Sketch(spec, public, sums, counts, spreads, guarantee)
+    public = dataclasses.replace(real.card, digest="")
+    return Sketch(spec, public, sums, counts, spreads, promise)
 
 
 def unit_sums(

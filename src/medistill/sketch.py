@@ -262,6 +262,12 @@ def spreads_of(spec: SketchSpec, card: Card, number: int) -> list[float]:
     return [float(f"{float(level.var(0).sum().mul(2).sqrt()):.3g}") for level in levels]
 
 
+def all_spreads(spec: SketchSpec, card: Card) -> Tensor:
+    """Return the spreads of all networks, float64 [networks, L]."""
+    rows = [spreads_of(spec, card, number) for number in range(spec.networks)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def probe(
     spec: SketchSpec, card: Card, number: int, spreads: Tensor, device: torch.device
 ) -> Probe:
@@ -317,9 +323,7 @@ def sketch(
     if card.task == "multi-label":
         raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
     check_backbone(spec, card)
-    spreads = torch.tensor(
-        [spreads_of(spec, card, number) for number in range(spec.networks)], dtype=torch.float64
-    )
+    spreads = all_spreads(spec, card)
     if compiling is not None:
         block = full_block(real.images)
         few = real.take(torch.arange(min(block, len(real))))
@@ -375,19 +379,18 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
                         f"{first.card.name}; expected sketches made alike: sketch both with the "
                         "same settings"
                     )
-    names = dict.fromkeys(part.card.name for part in sketches)
     whole = "" if first.privacy else digest([part.card.digest for part in sketches])
+    names = dict.fromkeys(part.card.name for part in sketches)
     card = dataclasses.replace(first.card, name=" + ".join(names), digest=whole)
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
-    promised = [part.privacy for part in sketches if part.privacy]
-    return Sketch(first.spec, card, sums, counts, first.spreads, weakest(promised))
+    promised = weakest([part.privacy for part in sketches if part.privacy])
+    return Sketch(first.spec, card, sums, counts, first.spreads, promised)
 
 
 def _promise(sketch: Sketch) -> Json:
     """Return what two private sketches must share; a plain one shares it with plain ones alone."""
-    held = sketch.privacy
-    return {"unit": held and held.unit, "delta": held and held.delta, "bound": held and held.bound}
+    return {name: getattr(sketch.privacy, name, None) for name in ("unit", "delta", "bound")}
 
 
 def _kind(card: Card) -> Json:

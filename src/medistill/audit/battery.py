@@ -17,6 +17,7 @@ from ..errors import DataError, RunRefused, UsageError
 from ..methods import Task, make
 from ..model import train
 from ..pictures import png, sheet
+from ..pixels import denormalize
 from ..prepare import prepared
 from ..privacy import Guarantee
 from ..progress import hushed
@@ -320,9 +321,8 @@ def _copies_record(found: Copies) -> Json:
 def _gallery(made: SyntheticSet, found: Copies, members: RealSet) -> bytes:
     """Draw the synthetic images that lie nearest to a real one, and that one below."""
     images, _ = made.to_train()
-    mean = torch.tensor(made.recipe.mean).view(-1, *[1] * (images.ndim - 2))
-    std = torch.tensor(made.recipe.std).view(-1, *[1] * (images.ndim - 2))
     pairs = found.nearest[:SHOWN]
-    left = images[[pair.synthetic for pair in pairs]] * std + mean
+    shown = images[[pair.synthetic for pair in pairs]]
+    left = denormalize(shown, made.recipe.mean, made.recipe.std)
     right = members.images[[pair.real for pair in pairs]].float() / members.full
     return png(sheet([("synthetic", left.clamp(0, 1)), ("nearest real", right)]))

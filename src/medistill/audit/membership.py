@@ -21,12 +21,12 @@ from ..features import logits_of_set
 from ..methods import Method, Task
 from ..methods.base import labels_at, recipe_of
 from ..model import train
-from ..privacy import Clean, Guarantee
-from ..private_sketch import released, unit_sums
+from ..privacy import Guarantee
+from ..private_sketch import released
 from ..progress import progress
 from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
-from ..sketch import SketchSpec, sketch, spreads_of
+from ..sketch import SketchSpec, sketch
 from .curves import LEVEL, Array, Curve, clustered
 from .signals import Bools, lira, rmia, sureness
 
@@ -156,12 +156,8 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
     if guarantee is None:
         held = sketch(real, spec, task.compute)
     else:
-        spreads = torch.tensor(
-            [spreads_of(spec, real.card, number) for number in range(spec.networks)],
-            dtype=torch.float64,
-        )
-        sums = unit_sums(real, torch.arange(len(real)), spec, spreads, task.compute)
-        held = released(Clean(sums, guarantee.bound), guarantee, real.card, spec, spreads)
+        units = torch.arange(len(real))
+        held = released(real, units, spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ..sketch import Sketch, SketchSpec
 
 # Noise grows with the root of their number, so a private sketch looks at less.
-PLAIN: dict[str, Any] = {"networks": 20, "frequencies": 512, "layers": "all"}
 PRIVATE: dict[str, Any] = {"networks": 10, "frequencies": 128, "layers": "last"}
 
 

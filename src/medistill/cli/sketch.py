@@ -28,7 +28,6 @@ from .common import (
 )
 from .distill import SKETCH, Augment, BackboneName, NoFlip, read_augmentation
 from .private import (
-    PLAIN,
     PRIVATE,
     Asked,
     classes_of,
@@ -250,7 +249,7 @@ def _spec(
     augmentation = read_augmentation(*augment)
     if not real.card.flips:
         augmentation = augmentation.without_flips()
-    usual = PLAIN if epsilon is None else PRIVATE
+    usual = {} if epsilon is None else PRIVATE
     chosen = usual | {name: value for name, value in asked.items() if value is not None}
     looks = to_spec(read_backbone(backbone)), to_record(augmentation)
     return SketchSpec(*looks, scale=scale, seed=seed, **chosen)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..indicator import Array, Indicator
+from ..indicator import Indicator
 from ..judge import flipped
 from ..metrics import score
 from ..records import to_record, write_atomic
@@ -13,7 +13,7 @@ from ..study import BASELINES, Folder, grid
 from ..tabulate import as_markdown, table, text_of
 from .paper_answers import claim, sample, variation
 from .study import Opened, opened
-from .study_words import against_random, findings
+from .study_words import Against, against_random, findings
 from .words import listed, markdown
 
 
@@ -89,18 +89,6 @@ def _protocol(found: Opened) -> list[str]:
     return ["## Protocol", text, markdown(head, rows)]
 
 
-def _over_sources(found: Opened, method: str, ipc: int) -> tuple[Array, Array]:
-    """Return a method's accuracies and those of random images, over sources that have both."""
-    pairs = []
-    for source in found.book.names("source"):
-        own = found.book.score("accuracy", source, method, ipc, found.backbone)
-        base = found.book.score("accuracy", source, "random", ipc, found.backbone)
-        if own is not None and base is not None:
-            pairs.append((own.mean, base.mean))
-    sides = np.array(pairs).reshape(-1, 2)
-    return sides[:, 0], sides[:, 1]
-
-
 def _gains(found: Opened) -> list[str]:
     text = (
         "Points of accuracy above as many random real images: mean over sources with its 95% "
@@ -108,26 +96,29 @@ def _gains(found: Opened) -> list[str]:
         "of a sign-flip test over sources (one-sided, not corrected for the number of methods)."
     )
     budgets = found.book.names("ipc")
+    against = {
+        (one.method, ipc): one
+        for ipc in budgets
+        for one in against_random(found.book, ipc, found.backbone)
+    }
     rows = []
     for method in found.methods:
-        cells = []
-        for ipc in budgets:
-            own, base = _over_sources(found, method, ipc)
-            parted = [
-                x for x in against_random(found.book, ipc, found.backbone) if x.method == method
-            ]
-            if not len(own) or not parted:
-                cells.append("")
-                continue
-            mean = score((own - base).tolist())
-            cells.append(
-                f"{text_of(mean, 'accuracy')}; {parted[0].above} above, {parted[0].below} below of "
-                f"{parted[0].sources}; p = {flipped(-own, -base):.2g}"
-            )
+        cells = [_gain(against.get((method, ipc))) for ipc in budgets]
         rows.append((method, *cells))
     head = ("method", *(f"{ipc} per class" for ipc in budgets))
     best = [_best(found, ipc) for ipc in budgets]
     return ["## Against random images", text, markdown(head, rows), " ".join(filter(None, best))]
+
+
+def _gain(one: Against | None) -> str:
+    if one is None:
+        return ""
+    gains = np.array(one.gains)
+    p = flipped(-gains, np.zeros_like(gains))
+    return (
+        f"{text_of(score(list(one.gains)), 'accuracy')}; {one.above} above, {one.below} below of "
+        f"{one.sources}; p = {p:.2g}"
+    )
 
 
 def _best(found: Opened, ipc: int) -> str:

@@ -21,6 +21,7 @@ class Against(NamedTuple):
     gain: float
     above: int
     below: int
+    gains: tuple[float, ...]
 
 
 def against_random(book: Book, ipc: int, backbone: str) -> list[Against]:
@@ -38,7 +39,8 @@ def against_random(book: Book, ipc: int, backbone: str) -> list[Against]:
             beyond = [gain for gain, pair in zip(gains, pairs, strict=True) if apart(*pair)]
             above = sum(gain > 0 for gain in beyond)
             mean = float(np.mean(gains))
-            found.append(Against(method, len(pairs), mean, above, len(beyond) - above))
+            below = len(beyond) - above
+            found.append(Against(method, len(pairs), mean, above, below, tuple(gains)))
     return sorted(found, key=lambda one: -one.gain)
 
 
