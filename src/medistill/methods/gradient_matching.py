@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ..augment import Augmentation
 from ..backbones import Network
+from ..compute import Compute
 from ..records import State
 from ..rng import Rng
 from ..sets import Start
 from ..train import TensorImages, fit, gradient
+from ..unroll import Student, flat, vector_of
 from .base import Log, Method, Task, moved, pick, recipe_of, started
 
 # arXiv 2006.05929, appendix: outer and inner loops for these numbers of images per class.
@@ -125,11 +127,45 @@ def _class_gradient(
     real = augmentation.apply(task.real.normalized(index), draw)
     target, _ = gradient(network, real, _labels(real, c), task.compute)
     leaf = images.clone().requires_grad_()
-    loss = F.cross_entropy(network(augmentation.apply(leaf, draw)), _labels(leaf, c))
+    seen = augmentation.apply(leaf, draw)
+    compiled = task.compute.compile and not network.mixes_images
+    apart_in = _forward_over_backward if compiled else _backward_twice
+    apart, moved_by = apart_in(network, seen.detach(), _labels(seen, c), target)
+    (moved_by,) = torch.autograd.grad(seen, leaf, moved_by)
+    return moved_by, float(apart)
+
+
+def _backward_twice(
+    network: Network, images: Tensor, labels: Tensor, target: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the distance of the images' gradient from `target`, and its gradient in the images."""
+    leaf = images.requires_grad_()
+    loss = F.cross_entropy(network(leaf), labels)
     own = torch.autograd.grad(loss, tuple(network.parameters()), create_graph=True)
     apart = distance(own, target)
     (moved_by,) = torch.autograd.grad(apart, leaf)
-    return moved_by, float(apart.detach())
+    return apart.detach(), moved_by
+
+
+def _forward_over_backward(
+    network: Network, images: Tensor, labels: Tensor, target: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the same as `_backward_twice`, compiled, for which a second backward cannot be.
+
+    With v the gradient of the distance in the images' gradient g, that in the images is the
+    gradient of <g, v>: the change of the loss's gradient in the images along v in the parameters.
+    """
+    compute = Compute(compile=True)
+    own, _ = gradient(network, images, labels, compute)
+    own = tuple(g.requires_grad_() for g in own)
+    apart = distance(own, target)
+    by = torch.autograd.grad(apart, own, materialize_grads=True)
+    classes = network.head.out_features
+    weights = F.one_hot(labels, classes).to(images.dtype)
+    vector, along = vector_of(network), flat([g.unsqueeze(0) for g in by])[0]
+    student = Student(network, compute=compute)
+    *_, moved_by, _ = student.pull(vector, images, weights, along, start=False)
+    return apart.detach(), moved_by
 
 
 def _labels(images: Tensor, c: int) -> Tensor:
