@@ -127,7 +127,13 @@ def table() -> None:
     for name in dict.fromkeys(row["set"] for row in rows()):
         lines += ["", f"## {name}", ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")
-        heads += ("equal to a real image", "lead back to their start", "verdict")
+        heads += (
+            "set",
+            "set, canaries",
+            "equal to a real image",
+            "lead back to their start",
+            "verdict",
+        )
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|---" * len(heads) + "|")
         for row in rows():
@@ -156,9 +162,9 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def curves(found: dict[str, Any]) -> list[str]:
-    """Return both attacks on both kinds of images."""
+    """Return all attacks on both kinds of images."""
     told = []
-    for attack in ("lira", "rmia"):
+    for attack in ("lira", "rmia", "set"):
         for side in ("natural", "canaries"):
             one = found[attack][side]
             at = one["found"][-1]

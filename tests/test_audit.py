@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from medistill.audit.membership import (
 )
 from medistill.audit.one_run import p_value
 from medistill.audit.reconstruction import recovered
-from medistill.audit.signals import lira, rmia, sureness
+from medistill.audit.signals import calibrated, lira, nearness, rmia, sureness
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.cli import app
@@ -333,6 +335,20 @@ def pixels(real: RealSet) -> tuple[torch.Tensor, torch.Tensor]:
     return real.images, real.labels
 
 
+def test_nearness_is_minus_the_root_mean_square_to_the_nearest() -> None:
+    images = torch.tensor([[[[0.0, 0.0]]], [[[3.0, 1.0]]]])
+    synthetic = torch.tensor([[[[3.0, 1.0]]], [[[1.0, 1.0]]], [[[0.0, 2.0]]]])
+    assert nearness(images, synthetic) == pytest.approx([-1.0, 0.0])
+
+
+def test_calibration_takes_off_the_mean_over_sets_without_the_image() -> None:
+    references = np.array([[-4.0, -1.0, -2.0], [-2.0, -3.0, -2.0], [-9.0, -5.0, -2.0]])
+    inside = np.array([[False, True, True], [False, False, True], [True, False, True]])
+    found = calibrated(np.array([-1.0, -3.0, -1.0]), references, inside)
+    assert found[:2] == pytest.approx([2.0, 1.0])
+    assert np.isnan(found[2])  # no set without it tells how near it would be
+
+
 @pytest.fixture(scope="module")
 def controls() -> tuple[Pool, Shadows]:
     """Return models of the positive control, trained on copies of what they drew."""
@@ -349,6 +365,9 @@ def test_the_positive_control_is_found(controls: tuple[Pool, Shadows]) -> None:
     for leak in attack(pool, held):
         assert leak.canaries is not None
         assert leak.canaries.auc > 0.93, leak
+        if leak.attack == "set":  # a copy is where the image is
+            assert leak.natural is not None
+            assert min(one.tpr for one in (*leak.natural.found, *leak.canaries.found)) >= 0.99
 
 
 @pytest.mark.slow
@@ -370,9 +389,11 @@ def test_distilled_sets_are_attacked_the_same_way() -> None:
     held = shadows(pool, way, models=4)
     assert held.signals.shape == (4, 80 + len(SPLITS.val))
     assert np.isfinite(held.signals).all()
+    assert held.near.shape == (4, 80)
+    assert (held.near < 0).all()
     again = shadows(pool, way, models=4)
     assert np.array_equal(held.signals, again.signals)
-    assert {leak.attack for leak in attack(pool, held)} == {"lira", "rmia"}
+    assert {leak.attack for leak in attack(pool, held)} == {"lira", "rmia", "set"}
     with pytest.raises(UsageError, match="expected 4 or more"):
         shadows(pool, way, models=2)
     assert list(itertools.chain(*attack(pool, held)))
@@ -386,6 +407,12 @@ def run_of(folder: Path, *words: str) -> Path:
     return folder
 
 
+def visible(page: str) -> str:
+    """Return the words of a page, spaces made one."""
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
 @pytest.mark.slow
 def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "--method", "dm", "--steps", "3")
@@ -397,7 +424,7 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     assert record == read_json(run / "audit.json")
     assert (record["models"], record["images"], record["canaries"]) == (4, 60, 12)
     for control in ("membership", "positive_control", "negative_control"):
-        assert set(record[control]) == {"lira", "rmia"}
+        assert set(record[control]) == {"lira", "rmia", "set"}
     assert [text.split(":")[0] for text in record["left_out"]] == [
         "reconstruction",
         "attributes",
@@ -426,6 +453,13 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     assert "too few others to resolve this rate" in text
     assert "Not tried: mechanism" in text
     assert "anonymous" not in text.replace("does not make them anonymous", "")
+    html = run / "report.html"
+    made = CliRunner().invoke(app, ["report", str(run), "--out", str(html)])
+    assert made.exit_code == 0, made.output
+    shown = visible(html.read_text())
+    for cell in text.replace("|", "\n").splitlines():
+        said = unescape(" ".join(cell.strip("#- ").split()))
+        assert cell.startswith(("# ", "Evidence")) or said in shown, said
     short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
     assert "left out: membership: a model and its control take" in short.stdout
     few = CliRunner().invoke(app, [*words[:4], "--images", "19"])
@@ -478,26 +512,55 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert "digest" not in facts
 
 
-def curve(low: float, high: float) -> dict[str, float]:
-    """Return the ends of an area's interval."""
-    return {"auc": (low + high) / 2, "auc_low": low, "auc_high": high}
+def curve(low: float, high: float, found: float = 0.0) -> dict[str, Any]:
+    """Return the ends of an area's interval, and what is found at one false alarm in a hundred."""
+    points = [{"rate": 0.001, "tpr": 0.0}, {"rate": 0.01, "tpr": found}]
+    return {"auc": (low + high) / 2, "auc_low": low, "auc_high": high, "found": points}
+
+
+AWAY, HIDDEN = curve(0.99, 1.0, 0.99), curve(0.99, 1.0, 0.98)
 
 
 @pytest.mark.parametrize(
-    ("own", "positive", "negative", "leaks", "said"),
+    ("own", "positive", "copied", "negative", "leaks", "said"),
     [
-        (curve(0.4, 0.6), curve(0.95, 1.0), curve(0.4, 0.6), False, "valid"),
-        (curve(0.6, 0.8), curve(0.95, 1.0), curve(0.4, 0.6), True, "valid"),
-        (curve(0.6, 0.8), curve(0.5, 0.6), curve(0.4, 0.6), True, "valid"),
-        (curve(0.4, 0.6), curve(0.5, 0.9), curve(0.4, 0.6), False, "positive control was not"),
-        (curve(0.6, 0.8), curve(0.95, 1.0), curve(0.55, 0.6), False, "negative control was found"),
+        (curve(0.4, 0.6), curve(0.95, 1.0), AWAY, curve(0.4, 0.6), False, "valid"),
+        (curve(0.6, 0.8), curve(0.95, 1.0), AWAY, curve(0.4, 0.6), True, "valid"),
+        (curve(0.6, 0.8), curve(0.5, 0.6), AWAY, curve(0.4, 0.6), True, "valid"),
+        (
+            curve(0.4, 0.6),
+            curve(0.5, 0.9),
+            AWAY,
+            curve(0.4, 0.6),
+            False,
+            "positive control",
+        ),
+        (
+            curve(0.4, 0.6),
+            curve(0.95, 1.0),
+            HIDDEN,
+            curve(0.4, 0.6),
+            False,
+            "positive control",
+        ),
+        (
+            curve(0.6, 0.8),
+            curve(0.95, 1.0),
+            AWAY,
+            curve(0.55, 0.6),
+            False,
+            "negative control",
+        ),
     ],
 )
 def test_there_is_no_verdict_without_both_controls(
-    own: Any, positive: Any, negative: Any, leaks: bool, said: str
+    own: Any, positive: Any, copied: Any, negative: Any, leaks: bool, said: str
 ) -> None:
     sides = {"membership": own, "positive_control": positive, "negative_control": negative}
-    record = {name: {"lira": {"canaries": side}} for name, side in sides.items()}
+    attacks = ("lira", "rmia", "set")
+    record = {name: {a: {"canaries": side} for a in attacks} for name, side in sides.items()}
+    record["positive_control"]["set"]["natural"] = copied
+    record["positive_control"]["set"]["canaries"] = AWAY
     found = verdict({"copies": [], **record})
     assert found["leaks"] is leaks
     assert said in found["membership"]

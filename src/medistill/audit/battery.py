@@ -32,6 +32,7 @@ from .curves import LEVEL
 from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
+    ATTACKS,
     FEWEST,
     Leak,
     Pool,
@@ -54,7 +55,9 @@ NUMBERS = 8  # of a release that is audited: noise is the same in each
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 MOST_MODELS = 64
 FEWEST_IMAGES = 40
-ATTACKS = 4  # areas that are looked at together: two attacks, two kinds of images
+AREAS = 2 * len(ATTACKS)  # that are looked at together: of each attack, for two kinds of images
+COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
+RATE = 0.01
 CONTROL_STEPS = 400  # until copies are known by heart
 
 
@@ -276,7 +279,7 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
         sides = {"natural": leak.natural, "canaries": leak.canaries}
         return {name: dataclasses.asdict(side) for name, side in sides.items() if side}
 
-    together = 1 - (1 - LEVEL) / ATTACKS
+    together = 1 - (1 - LEVEL) / AREAS
     return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
 
 
@@ -285,7 +288,8 @@ def verdict(record: Json) -> Json:
 
     A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
     release that breaks its promise. Its absence is said only of these attacks, and only where the
-    positive control was found and the negative one was not.
+    positive control was found, by an attack on the student and in the set itself, and the negative
+    one was not.
     """
     reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
     if record.get("reconstruction", {}).get("failed"):
@@ -297,9 +301,12 @@ def verdict(record: Json) -> Json:
         reasons.append("the release breaks its promise")
     if "membership" not in record:
         return {"leaks": bool(reasons), "reasons": reasons, "membership": "not asked"}
-    seen = [curve for one in record["positive_control"].values() for curve in one.values()]
+    control = record["positive_control"]
+    seen = [curve for name in ("lira", "rmia") for curve in control[name].values()]
+    given = [one for curve in control["set"].values() for one in curve["found"]]
+    copied = all(one["tpr"] >= COPIED for one in given if one["rate"] == RATE)
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
-    positive = max(curve["auc_low"] for curve in seen) > POSITIVE
+    positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
     negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
     for name, one in record["membership"].items():
         for side, curve in one.items():

@@ -28,11 +28,12 @@ from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
 from ..sketch import SketchSpec, sketch
 from .curves import LEVEL, Array, Curve, clustered
-from .signals import Bools, lira, rmia, sureness
+from .signals import Bools, calibrated, lira, nearness, rmia, sureness
 
 HERE: Engine = Here()
 FEWEST = 4  # models; with fewer some image is in all or none of the others
-Attack = Literal["lira", "rmia"]
+Attack = Literal["lira", "rmia", "set"]
+ATTACKS: tuple[Attack, ...] = ("lira", "rmia", "set")
 
 
 class Pool(NamedTuple):
@@ -94,10 +95,14 @@ class Way:
 
 
 class Shadows(NamedTuple):
-    """Models whose members are known. Shapes: inside bool [models, n]; signals [models, n + z]."""
+    """Models whose members are known: how sure they are, and how near their sets lie.
+
+    Shapes: inside bool [models, n]; signals [models, n + z]; near [models, n].
+    """
 
     inside: Bools
     signals: Array
+    near: Array
 
 
 def coins(count: int, models: int, seed: int = 0) -> Bools:
@@ -125,11 +130,12 @@ def shadows(pool: Pool, way: Way, *, models: int, seed: int = 0, engine: Engine 
         for row in engine.map(partial(ask, pool, way), jobs):
             found.append(row)
             advance()
-    return Shadows(inside, np.stack(found))
+    signals, near = (np.stack(rows) for rows in zip(*found, strict=True))
+    return Shadows(inside, signals, near)
 
 
-def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
-    """Return how sure one model is of all images, those outside last."""
+def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> tuple[Array, Array]:
+    """Return how sure one model is of all images, those outside last, and how near its set is."""
     inside, seed = job
     part = pool.real.take(inside.nonzero().flatten())
     looks, how = way.augmentation, way.compute
@@ -143,11 +149,11 @@ def ask(pool: Pool, way: Way, job: tuple[Tensor, int]) -> Array:
     steps = {"steps": way.student_steps, "stop": way.student_steps, "lr": way.rate}
     recipe = dataclasses.replace(made.recipe, batch=way.batch, **steps)  # type: ignore[arg-type]
     network = train(made, recipe, seed=seed)
-    signals = []
-    for real in (pool.real, pool.outside):
-        asked = real.whitened(network.whitening)
-        signals.append(sureness(logits_of_set(network, asked), real.labels.cpu()))
-    return np.concatenate(signals)
+    asked = [real.whitened(network.whitening) for real in (pool.real, pool.outside)]
+    signals = [sureness(logits_of_set(network, real), real.labels.cpu()) for real in asked]
+    images, _ = made.to_train()
+    near = nearness(asked[0].normalized(torch.arange(len(asked[0]))).cpu(), images)
+    return np.concatenate(signals), near
 
 
 def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task:
@@ -181,9 +187,12 @@ class Leak(NamedTuple):
 
 
 def attack(
-    pool: Pool, held: Shadows, kinds: Sequence[Attack] = ("lira", "rmia"), level: float = LEVEL
+    pool: Pool, held: Shadows, kinds: Sequence[Attack] = ATTACKS, level: float = LEVEL
 ) -> list[Leak]:
-    """Attack each model with all others as references; areas have intervals of `level`."""
+    """Attack each model with all others as references; areas have intervals of `level`.
+
+    `lira` and `rmia` ask the student, `set` the distilled images themselves.
+    """
     n = len(pool.real)
     scores = {kind: np.empty((len(held.inside), n)) for kind in kinds}
     for target in range(len(held.inside)):
@@ -193,6 +202,8 @@ def attack(
         for kind in kinds:
             if kind == "lira":
                 scores[kind][target] = lira(mine[:n], others[:, :n], inside)
+            elif kind == "set":
+                scores[kind][target] = calibrated(held.near[target], held.near[rest], inside)
             else:
                 scores[kind][target] = rmia(
                     mine[:n], others[:, :n], inside, mine[n:], others[:, n:]
@@ -215,4 +226,4 @@ def nothing_to_find(pool: Pool, held: Shadows, seed: int = 0) -> Shadows:
 
     Who is said to be in has nothing to do with who was; an attack that finds them is broken.
     """
-    return Shadows(coins(len(pool.real), len(held.inside), seed + 1_000_003), held.signals)
+    return held._replace(inside=coins(len(pool.real), len(held.inside), seed + 1_000_003))

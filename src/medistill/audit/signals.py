@@ -1,6 +1,9 @@
-"""What an attack reads from models: how sure they are of an image, held against other models."""
+"""What an attack reads from models and sets: how sure, or how near, and held against others."""
+
+import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 from scipy.stats import norm
@@ -82,4 +85,25 @@ def rmia(
     beaten = np.sort(others)
     found: Array = np.searchsorted(beaten, ratio - np.log(gamma), "right") / len(beaten)
     found[np.isnan(ratio)] = np.nan
+    return found
+
+
+def nearness(images: Tensor, synthetic: Tensor) -> Array:
+    """Return minus the distance of each image to the nearest synthetic one, float64 [n].
+
+    Distances are root mean squares over pixels. Shapes: images [n, ...], synthetic [m, ...].
+    """
+    apart = torch.cdist(images.flatten(1).double(), synthetic.flatten(1).double())
+    found: Array = -(apart.amin(1) / math.sqrt(images[0].numel())).numpy()
+    return found
+
+
+def calibrated(target: Array, references: Array, inside: Bools) -> Array:
+    """Return how much nearer each image is than it was, on average, without it.
+
+    score = s - mean over references that have not seen it. Some images are near whatever the set.
+    Source: difficulty calibration, Watson et al., ICLR 2022 (arXiv 2111.08440), section 4.
+    Shapes and nan as in `lira`.
+    """
+    found: Array = target - _means(np.where(inside, np.nan, references))
     return found

@@ -49,8 +49,9 @@ def audit(
     """Attack a run: copies, membership over the whole way, and the private release if it had one.
 
     Each model distills anew from images drawn by coins, a student is trained on that, and attacks
-    (LiRA, RMIA) say who was in. Some images carry a wrong label: the worst case. Controls stand
-    beside every number. That an attack finds nothing proves nothing beyond that attack.
+    (LiRA and RMIA on the student, `set` on the images) say who was in. Some images carry a wrong
+    label: the worst case. Controls stand beside every number. That an attack finds nothing proves
+    nothing beyond that attack.
 
     Example: medistill audit runs/first --data phantom --models 4 --images 60
     """

@@ -9,6 +9,7 @@ from ..records import Json, read_json
 
 RUN = "medistill run 1"
 EVALUATION = "medistill evaluation 1"
+AUDIT = "medistill audit 1"
 NEEDED = ("source", "command", "method", "images", "data")
 
 
@@ -21,6 +22,8 @@ class RunFolder:
     log: list[Json]
     sheet: bytes | None
     evaluation: Json | None
+    audit: Json | None
+    size: int
 
 
 def read_folder(path: Path) -> RunFolder:
@@ -41,13 +44,16 @@ def read_folder(path: Path) -> RunFolder:
             "expected a whole record: distill again"
         )
     sheet = path / "sheet.png"
-    evaluation = path / "evaluation.json"
+    evaluation, audit = path / "evaluation.json", path / "audit.json"
+    images = path / "synthetic.safetensors"
     return RunFolder(
         name=path.resolve().name,
         run=run,
         log=_lines(path / "log.jsonl"),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
         evaluation=_record(evaluation, EVALUATION) if evaluation.is_file() else None,
+        audit=_record(audit, AUDIT) if audit.is_file() else None,
+        size=images.stat().st_size if images.is_file() else 0,
     )
 
 

@@ -5,7 +5,7 @@ It is evidence for the controller's decision and makes none: it never calls a se
 
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..privacy import attacker
@@ -14,7 +14,31 @@ from .words import listed, markdown
 
 REASSESS_DAYS = 365
 RATE = 0.01
+CLAIM = "That images are synthetic does not make them anonymous: they are made of patients' images."
 EMPTY = "(to be filled in by the controller)"
+
+
+class Table(NamedTuple):
+    """Rows of text below a head; a head of empty words is none."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class Listed(NamedTuple):
+    """Points of a list."""
+
+    points: list[str]
+
+
+Block = str | Table | Listed
+
+
+class Section(NamedTuple):
+    """A titled part of the page: paragraphs, tables and lists."""
+
+    title: str
+    blocks: list[Block]
 
 
 def officer_report(path: Path, out: Path) -> None:
@@ -36,26 +60,42 @@ def officer(path: Path) -> str:
             "--data SOURCE` first"
         )
     run, audit = read_json(path / "run.json"), read_json(path / "audit.json")
-    written = date.fromisoformat(audit["date"])
-    again = written + timedelta(days=REASSESS_DAYS)
     size = (path / "synthetic.safetensors").stat().st_size
     parts = [
         f"# Distilled images of {run['data']['name']}: for the data protection officer",
-        "Evidence for the controller's decision. That images are synthetic does not make them "
-        "anonymous: they are made of patients' images.",
-        *_what(run, audit, size),
-        *_guarantee(run),
-        *_tests(audit),
-        *_grid(run, audit),
-        "## What remains",
-        _remains(audit),
-        f"Audited {written}. To be assessed anew by {again}, or earlier if a new attack on "
-        "distilled sets is published or the set is made anew.",
+        f"Evidence for the controller's decision. {CLAIM}",
     ]
+    for section in sections(run, audit, size):
+        parts += [f"## {section.title}", *(_as_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts).replace("<", "&lt;") + "\n"
 
 
-def _what(run: Json, audit: Json, size: int) -> list[str]:
+def sections(run: Json, audit: Json, size: int) -> list[Section]:
+    """Return what is told of a run whose set takes `size` bytes, for a page of any form."""
+    written = date.fromisoformat(audit["date"])
+    again = written + timedelta(days=REASSESS_DAYS)
+    end = (
+        f"Audited {written}. To be assessed anew by {again}, or earlier if a new attack on "
+        "distilled sets is published or the set is made anew."
+    )
+    return [
+        _what(run, audit, size),
+        _guarantee(run),
+        _tests(audit),
+        _grid(run, audit),
+        Section("What remains", [_remains(audit), end]),
+    ]
+
+
+def _as_markdown(block: Block) -> str:
+    if isinstance(block, Table):
+        return markdown(block.head, block.rows)
+    if isinstance(block, Listed):
+        return "\n".join(f"- {point}" for point in block.points)
+    return block
+
+
+def _what(run: Json, audit: Json, size: int) -> Section:
     data, card = audit["data"], run["data"]
     patients = data["patients"]
     people = f"{patients:,} patients" if patients else "patients whose number is not known"
@@ -69,14 +109,15 @@ def _what(run: Json, audit: Json, size: int) -> list[str]:
         ("Recipients, purpose, legal basis, contract, expiry, contact", EMPTY),
         ("Done against names in pixels and headers", EMPTY),
     ]
-    facts = [f"- {one['kind']} ({one['weight']}): {one['text']}" for one in audit["facts"]]
-    return [
-        "## What it is",
-        markdown(("", ""), rows),
+    facts = [f"{one['kind']} ({one['weight']}): {one['text']}" for one in audit["facts"]]
+    blocks: list[Block] = [
+        Table(("", ""), rows),
         "The run folder holds audit.json and audit_copies.png beside the set: true class sizes and "
         "real images, which no guarantee covers. They stay where the data are.",
-        "What it holds of patients by its making:\n\n" + "\n".join(facts),
+        "What it holds of patients by its making:",
+        Listed(facts),
     ]
+    return Section("What it is", blocks)
 
 
 def _promise(run: Json) -> Json | None:
@@ -84,16 +125,13 @@ def _promise(run: Json) -> Json | None:
     return found
 
 
-def _guarantee(run: Json) -> list[str]:
+def _guarantee(run: Json) -> Section:
     held = _promise(run)
     if held is None:
-        return [
-            "## Guarantee",
-            "None. No mechanism bounds what the set tells of a patient; only attacks were tried.",
-        ]
+        none = "None. No mechanism bounds what the set tells of a patient; only attacks were tried."
+        return Section("Guarantee", [none])
     gain = attacker(held["epsilon"], held["delta"])
-    return [
-        "## Guarantee",
+    blocks: list[Block] = [
         f"Differential privacy, epsilon {held['epsilon']:g}, delta {held['delta']:g}, for each "
         f"{held['unit']} ({held['adjacency']}), by one noisy release. In plain words: somebody who "
         f"knows the images of all others, and is ready to take 1 in 100 strangers for a member, "
@@ -104,6 +142,7 @@ def _guarantee(run: Json) -> list[str]:
         "this page, facts about groups (that is what the set is for), a compromised machine, and "
         f"further releases of the same data, which the ledger adds up.{_by_image(held)}",
     ]
+    return Section("Guarantee", blocks)
 
 
 def _by_image(held: Json) -> str:
@@ -112,7 +151,7 @@ def _by_image(held: Json) -> str:
     return " The unit is an image: a patient with several images is protected less."
 
 
-def _tests(audit: Json) -> list[str]:
+def _tests(audit: Json) -> Section:
     rows: list[tuple[str, ...]] = []
     for one in audit["copies"]:
         said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
@@ -149,17 +188,19 @@ def _tests(audit: Json) -> list[str]:
     text = (
         "The attacker is assumed to know the method, its settings and the training recipe, and to "
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
-        "the worst case. Shares are found members at one false alarm in a hundred strangers; "
-        "intervals are 95%, those of areas 95% for the four attacks together."
+        "the worst case. LiRA and RMIA ask a student of the set; the attack on the set looks at "
+        "how near its images come. Shares are found members at one false alarm in a hundred "
+        "strangers; "
+        "intervals are 95%, those of areas 95% for all attacks together."
     )
-    served = [
+    served: list[tuple[str, ...]] = [
         (one["name"], f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
         for one in audit["subgroups"]
     ]
     told = "Accuracy of one student of the set on validation images, group by group:"
-    groups = f"{told}\n\n" + markdown(("group", "images", "percent"), served)
     left = [f"Not tried: {one}." for one in audit["left_out"]]
-    return ["## What was tried", text, markdown(("attack", "what", "found"), rows), *left, groups]
+    found, groups = Table(("attack", "what", "found"), rows), ("group", "images", "percent")
+    return Section("What was tried", [text, found, *left, told, Table(groups, served)])
 
 
 def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
@@ -180,7 +221,7 @@ def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
     return rows
 
 
-def _grid(run: Json, audit: Json) -> list[str]:
+def _grid(run: Json, audit: Json) -> Section:
     """Return the three criteria of WP216 (05/2014), each with its evidence and what remains."""
     held, found = _promise(run), audit["verdict"]
     bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
@@ -218,7 +259,8 @@ def _grid(run: Json, audit: Json) -> list[str]:
             f"{bound} for what depends on the patient; group facts remain by purpose",
         ),
     ]
-    return ["## The three questions of WP216", markdown(("question", "evidence", "risk"), rows)]
+    grid = Table(("question", "evidence", "risk"), rows)
+    return Section("The three questions of WP216", [grid])
 
 
 def _remains(audit: Json) -> str:

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..records import Json, write_atomic
 from .figures import confusions, loss_figure, pilots_figure, scores_figure
 from .folder import RunFolder, read_folder
+from .officer import CLAIM, sections
 from .tables import (
     arm_names,
     by_student,
@@ -79,10 +80,13 @@ def _context(folder: RunFolder) -> Json:
         "classes": classes,
         "figures": figures,
         "commands": _commands(run, evaluation, place),
-        "evaluate": _evaluate(run, place),
+        "evaluate": _on_data("evaluate", run, place),
         "settings": pairs(run.get("settings") or {}),
         "versions": pairs(run.get("versions") or {}),
         "data": data_facts(data),
+        "privacy": sections(run, folder.audit, folder.size) if folder.audit else [],
+        "claim": CLAIM,
+        "audit": _on_data("audit", run, place),
         "limits": LIMITS,
         "style": part("page.css"),
         "script": part("plots.js") + part("page.js"),
@@ -125,11 +129,13 @@ def _run_place(run: Json, name: str) -> str:
     return name
 
 
-def _evaluate(run: Json, place: str) -> str:
-    return f"medistill evaluate {shlex.quote(place)} --data {shlex.quote(str(run['source']))}"
+def _on_data(command: str, run: Json, place: str) -> str:
+    """Return a command about the run that reads its data; a sketch is not what it needs."""
+    source = run["data"].get("name") if run.get("sketch") else run["source"]
+    return f"medistill {command} {shlex.quote(place)} --data {shlex.quote(str(source))}"
 
 
 def _commands(run: Json, evaluation: Json | None, place: str) -> str:
-    second = str((evaluation or {}).get("command") or _evaluate(run, place))
+    second = str((evaluation or {}).get("command") or _on_data("evaluate", run, place))
     third = f"medistill report {shlex.quote(place)} --out report.html"
     return "\n".join((str(run["command"]), second, third))
