@@ -1,0 +1,114 @@
+"""Whether the audit's own controls and the audit of a release are what they claim to be.
+
+    python benchmarks/controls.py [--only release|negative|positive]
+
+`release`: RELEASES audits of 20,000 private releases with and without the longest vector, each with
+fresh noise; how often the lower bound is at most epsilon, and how much of epsilon it reaches.
+`negative`: models of random real images, attacked with members that were drawn anew by SEEDS sets
+of coins; how often the 95% intervals hold what nothing to find gives. `positive`: copies of real
+images; what the attack on the set finds at one false alarm in a hundred, and the area of the best
+attack on the student. Results go to results/controls.json; `leaks.py table` writes them down.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medistill import __version__
+from medistill.audit import audit_mechanism, worst_patient
+from medistill.audit.battery import NUMBERS, _copying
+from medistill.audit.membership import Way, attack, nothing_to_find, pool_of, shadows
+from medistill.backbones import ConvNet
+from medistill.budget import Budget
+from medistill.compute import Compute
+from medistill.data import load
+from medistill.methods.random import Random
+from medistill.privacy import Guarantee, bound_of, noise_of
+from medistill.progress import hushed
+
+RESULTS = Path(__file__).parent / "results" / "controls.json"
+SETS = ("breastmnist", "vary:pneumoniamnist;n=2000")
+RELEASES, EPSILONS, SEEDS, MODELS, IMAGES = 40, (1.0, 4.0), 200, 8, 400
+RATE, DELTA = 0.01, 1e-5
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = {"release": release, "negative": negative, "positive": positive}
+    parser.add_argument("--only", choices=list(parts), action="append")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for name in given.only or parts:
+        held[name] = parts[name]()
+        held["version"] = __version__
+        RESULTS.write_text(json.dumps(held, indent=1) + "\n")
+        print(name, json.dumps(held[name])[:400], flush=True)
+
+
+def release() -> list[dict[str, Any]]:
+    """Audit the release many times, each with noise of its own."""
+    found = []
+    for epsilon in EPSILONS:
+        promise = Guarantee(epsilon, DELTA, "patient", noise_of(epsilon, DELTA), bound_of(20))
+        zeros = torch.zeros(NUMBERS, dtype=torch.int64)
+        worst = worst_patient((NUMBERS,), promise.bound)
+        bounds = []
+        for _ in range(RELEASES):
+            with hushed():
+                one = audit_mechanism(zeros, worst, promise)
+            bounds.append(round(one.lower, 4))
+        found.append({"epsilon": epsilon, "runs": one.runs, "lower": bounds})
+    return found
+
+
+def way() -> Way:
+    """Return the way that needs no distillation."""
+    return Way(Random(), Budget(ipc=10), ConvNet(width=32), compute=Compute("bfloat16"))
+
+
+def negative() -> list[dict[str, Any]]:
+    """Attack members that were never in, by many coins."""
+    found = []
+    for name in SETS:
+        splits = load(name, offline=True)
+        pool = pool_of(splits.train, splits.val, images=IMAGES, canaries=IMAGES // 5)
+        with hushed():
+            held = shadows(pool, way(), models=MODELS)
+        rows: dict[str, list[dict[str, float]]] = {}
+        for seed in range(SEEDS):
+            for leak in attack(pool, nothing_to_find(pool, held, seed)):
+                assert leak.natural is not None
+                at = next(one for one in leak.natural.found if one.rate == RATE)
+                curve = leak.natural
+                row = {"auc_low": curve.auc_low, "auc_high": curve.auc_high}
+                row |= {"low": at.low, "high": at.high}
+                rows.setdefault(leak.attack, []).append({k: round(v, 4) for k, v in row.items()})
+        found.append({"set": name, "models": MODELS, "attacks": rows})
+    return found
+
+
+def positive() -> list[dict[str, Any]]:
+    """Attack copies of real images."""
+    found = []
+    for name in SETS:
+        splits = load(name, offline=True)
+        pool = pool_of(splits.train, splits.val, images=IMAGES, canaries=IMAGES // 5)
+        with hushed():
+            held = shadows(pool, _copying(way()), models=MODELS)
+        for leak in attack(pool, held):
+            for side, curve in (("natural", leak.natural), ("canaries", leak.canaries)):
+                assert curve is not None
+                at = next(one for one in curve.found if one.rate == RATE)
+                row = {"set": name, "attack": leak.attack, "images": side}
+                row |= {"auc": round(curve.auc, 4), "auc_low": round(curve.auc_low, 4)}
+                found.append(row | {"tpr": round(at.tpr, 4), "low": at.low, "members": at.members})
+    return found
+
+
+if __name__ == "__main__":
+    main()
