@@ -76,7 +76,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens.
 
     Temporary file, fsync, rename, fsync of the folder.
@@ -92,7 +92,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import audit, data, demo, distill, evaluate, experts, predict, report, sketch, study, train
+from . import (
+    audit,
+    data,
+    demo,
+    distill,
+    evaluate,
+    experts,
+    package,
+    predict,
+    report,
+    sketch,
+    study,
+    train,
+)
 
 __all__ = ["app", "main"]
 
@@ -48,6 +61,10 @@ app.command()(sketch.sketch)
 app.command()(sketch.merge)
 app.command()(evaluate.evaluate)
 app.command()(audit.audit)
+app.command()(package.keygen)
+app.command()(package.pack)
+app.command()(package.verify)
+app.command()(package.show)
 app.command()(train.train)
 app.add_typer(study.app, name="study")
 app.command()(report.report)

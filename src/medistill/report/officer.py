@@ -49,9 +49,10 @@ def officer_report(path: Path, out: Path) -> None:
     write_atomic(out, officer(path).encode())
 
 
-def officer(path: Path) -> str:
-    """Return the page as text.
+def officer(path: Path, least: int | None = None) -> str:
+    """Return the page as text; with `least`, as it may leave the house, without sizes of the data.
 
+    `least` is the number of patients below which no class is; 0: nothing is said of it.
     Raises: DataError when the folder holds no audited run.
     """
     if not (path / "audit.json").is_file():
@@ -65,12 +66,12 @@ def officer(path: Path) -> str:
         f"# Distilled images of {run['data']['name']}: for the data protection officer",
         f"Evidence for the controller's decision. {CLAIM}",
     ]
-    for section in sections(run, audit, size):
+    for section in sections(run, audit, size, least):
         parts += [f"## {section.title}", *(_as_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts).replace("<", "&lt;") + "\n"
 
 
-def sections(run: Json, audit: Json, size: int) -> list[Section]:
+def sections(run: Json, audit: Json, size: int, least: int | None = None) -> list[Section]:
     """Return what is told of a run whose set takes `size` bytes, for a page of any form."""
     written = date.fromisoformat(audit["date"])
     again = written + timedelta(days=REASSESS_DAYS)
@@ -79,7 +80,7 @@ def sections(run: Json, audit: Json, size: int) -> list[Section]:
         "distilled sets is published or the set is made anew."
     )
     return [
-        _what(run, audit, size),
+        _what(run, audit, size, least),
         _guarantee(run),
         _tests(audit),
         _grid(run, audit),
@@ -95,29 +96,41 @@ def _as_markdown(block: Block) -> str:
     return block
 
 
-def _what(run: Json, audit: Json, size: int) -> Section:
-    data, card = audit["data"], run["data"]
-    patients = data["patients"]
-    people = f"{patients:,} patients" if patients else "patients whose number is not known"
-    unit = "patients" if patients else "images"
+def _what(run: Json, audit: Json, size: int, least: int | None) -> Section:
     rows: list[tuple[str, ...]] = [
         ("What would be released", f"{run['images']} synthetic images, {size:,} bytes"),
-        ("Made from", f"{data['images']:,} training images of {people}"),
-        ("Smallest class", f"{data['smallest_class']}: {data['smallest']:,} {unit}"),
+        *_sizes(audit["data"], least),
         ("Method", f"{run['method']}, {run['steps_done']:,} steps, from {run['start']}"),
-        ("License of the data", card.get("license", "unknown")),
+        ("License of the data", run["data"].get("license", "unknown")),
         ("Recipients, purpose, legal basis, contract, expiry, contact", EMPTY),
         ("Done against names in pixels and headers", EMPTY),
     ]
     facts = [f"{one['kind']} ({one['weight']}): {one['text']}" for one in audit["facts"]]
+    inside = (
+        "The run folder holds audit.json and audit_copies.png beside the set: true class sizes and "
+        "real images, which no guarantee covers. They stay where the data are."
+    )
     blocks: list[Block] = [
         Table(("", ""), rows),
-        "The run folder holds audit.json and audit_copies.png beside the set: true class sizes and "
-        "real images, which no guarantee covers. They stay where the data are.",
+        *([inside] if least is None else []),
         "What it holds of patients by its making:",
         Listed(facts),
     ]
     return Section("What it is", blocks)
+
+
+def _sizes(data: Json, least: int | None) -> list[tuple[str, ...]]:
+    """Return rows about the data: their sizes in the house, and outside what may be known."""
+    if least is not None:
+        told = f"{least:,} or more patients" if least else "their number is not told"
+        return [("Each class was made from", told)]
+    patients = data["patients"]
+    people = f"{patients:,} patients" if patients else "patients whose number is not known"
+    unit = "patients" if patients else "images"
+    return [
+        ("Made from", f"{data['images']:,} training images of {people}"),
+        ("Smallest class", f"{data['smallest_class']}: {data['smallest']:,} {unit}"),
+    ]
 
 
 def _promise(run: Json) -> Json | None:

@@ -1,0 +1,262 @@
+"""medistill keygen, pack, verify and show: one small signed file that goes to others."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .common import AsJson, Out, emit, guarded, interval_text
+
+if TYPE_CHECKING:
+    from ..package import Package
+    from ..records import Json
+
+Trust = Annotated[
+    Path | None,
+    typer.Option(help="The sender's public.pem, or a folder of such files, NAME.pem each."),
+]
+Unsigned = Annotated[
+    bool, typer.Option("--unsigned", help="Also read a package without any signature.")
+]
+Threshold = Annotated[int, typer.Option(help="Trusted keys that must have signed.")]
+Archive = Annotated[Path, typer.Argument(help="A package: NAME.medistill, or its folder.")]
+SHADES = " .:-=+*#%@"
+SHOWN = 28  # columns of a picture in the terminal
+
+
+@guarded
+def keygen(
+    out: Annotated[Path, typer.Option(help="Folder for private.pem and public.pem.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the pair of keys that packages are signed with.
+
+    Keep private.pem (nobody else can read it); give public.pem to receivers over a channel that
+    they trust, for with it they know your packages from others.
+
+    Example: medistill keygen --out keys
+    """
+    from ..package import generate, load_trust
+
+    private, public = generate(out)
+    keyid = load_trust(public)[0].keyid
+    record = {"private": str(private), "public": str(public), "keyid": keyid}
+    emit(record, f"keep {private}; give away {public}\nfingerprint {keyid}", as_json)
+
+
+@guarded
+def pack(
+    run: Annotated[Path, typer.Argument(help="A run folder, evaluated and audited.")],
+    out: Out,
+    key: Annotated[
+        list[Path] | None, typer.Option(help="private.pem to sign with; may be repeated.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the package; that of --out otherwise.")] = "",
+    counter: Annotated[int, typer.Option(help="Version; each one is higher than the last.")] = 1,
+    site: Annotated[str, typer.Option(help="Who sends it.")] = "",
+    contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
+    license: Annotated[str, typer.Option(help="License; that of the data otherwise.")] = "",
+    recipient: Annotated[
+        list[str] | None, typer.Option(help="Whom it is for; may be repeated.")
+    ] = None,
+    purpose: Annotated[str, typer.Option(help="What it may be used for.")] = "",
+    expires: Annotated[str, typer.Option(help="Last day on which it is read, YYYY-MM-DD.")] = "",
+    supersedes: Annotated[
+        Path | None, typer.Option(help="The package of the version before, named by its digest.")
+    ] = None,
+    min_patients: Annotated[int, typer.Option(help="Fewest patients of a class.")] = 20,
+    allow: Annotated[
+        str,
+        typer.Option(
+            help="Pack what is refused otherwise, and say so in the package: real-pixels, leaks, "
+            "no-audit, no-scores, small-class; comma between."
+        ),
+    ] = "",
+    numbers: Annotated[
+        Literal["uint8", "float16"], typer.Option(help="How pixels are stored.")
+    ] = "uint8",
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Add a picture of the synthetic images.")
+    ] = False,
+    folder: Annotated[
+        bool, typer.Option("--folder", help="Write the files into a folder, not an archive.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a run into one small file that a stranger can check and train on.
+
+    It holds images, labels, recipe, scores, what is proved and was tried of privacy, and a report
+    for the data protection officer; no path, no size of the data, no code. Refused are sets that
+    hold or start from real pixels, lack an audit or scores, leak, or have a class of fewer than
+    --min-patients, unless --allow says otherwise.
+
+    Example: medistill pack runs/first --key keys/private.pem --out first.medistill
+    """
+    import hashlib
+
+    from ..errors import RunRefused
+    from ..package import Terms, archived, load_private, written
+    from ..package import pack as files_of
+    from ..package.pack import check_name, flags_of
+
+    if out.exists():
+        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    named = name or out.name.removesuffix(".medistill")
+    check_name(named)
+    before = hashlib.sha256(supersedes.read_bytes()).hexdigest() if supersedes else ""
+    terms = Terms(
+        named,
+        counter,
+        site=site,
+        contact=contact,
+        license=license,
+        recipients=tuple(recipient or ()),
+        purpose=purpose,
+        expires=expires,
+        supersedes=before,
+    )
+    files = files_of(
+        run,
+        terms,
+        [load_private(path) for path in key or ()],
+        least=min_patients,
+        allow=flags_of(allow),
+        dtype="U8" if numbers == "uint8" else "F16",
+        preview=preview,
+    )
+    size = written(out, files, folder=folder)
+    whole = hashlib.sha256(archived(files)).hexdigest()
+    record = {"package": str(out), "bytes": size, "sha256": whole, "signed": bool(key)}
+    text = f"{out}: {size:,} bytes, sha256 {whole}"
+    emit(record, text if key else f"{text}\nnot signed: give --key for others to trust it", as_json)
+
+
+@guarded
+def verify(
+    package: Archive,
+    trust: Trust = None,
+    unsigned: Unsigned = False,
+    threshold: Threshold = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Check a package: who signed it, that nothing was changed, and that it is what it says.
+
+    Keys come from --trust alone, never from the package. Nothing in it is executed. An older
+    version than one that was seen here is refused.
+
+    Example: medistill verify first.medistill --trust keys/public.pem
+    """
+    import json
+    import sys
+
+    from ..errors import PackageRefused
+    from ..package import read
+
+    try:
+        found = read(package, trust, unsigned=unsigned, threshold=threshold)
+    except PackageRefused as error:
+        if as_json:
+            print(json.dumps({"ok": False, "reason": str(error)}))
+            print(f"medistill: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        raise
+    record = {"ok": True, "signer": _signer(found), "manifest": _manifest(found)}
+    emit(record, f"{package} is whole; signed by {_signer(found) or 'nobody'}", as_json)
+
+
+@guarded
+def show(
+    package: Archive,
+    trust: Trust = None,
+    unsigned: Unsigned = False,
+    threshold: Threshold = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Check a package as verify does, and show its card, scores, privacy and one picture a class.
+
+    Example: medistill show first.medistill --trust keys/public.pem
+    """
+    from ..package import read
+
+    found = read(package, trust, unsigned=unsigned, threshold=threshold)
+    record = {
+        "manifest": _manifest(found),
+        "signer": _signer(found),
+        "evaluation": found.evaluation,
+        "privacy": found.privacy,
+        "sha256": found.sha256,
+        "bytes": found.bytes,
+    }
+    emit(record, _text(found), as_json)
+
+
+def _signer(found: "Package") -> str | None:
+    names = [f"{one.name} ({one.keyid[:16]})" for one in found.signers]
+    return ", ".join(names) or None
+
+
+def _manifest(found: "Package") -> "Json":
+    from ..records import to_record
+
+    return to_record(found.manifest)
+
+
+def _text(found: "Package") -> str:
+    told = found.manifest
+    card, made = told.card, told.made
+    size = " x ".join(map(str, (card.channels, *card.shape)))
+    lines = [
+        f"{told.name}, version {told.counter}: {len(found.images)} images ({size}), "
+        f"{found.bytes:,} bytes",
+        f"signed by {_signer(found) or 'nobody'}; sha256 {found.sha256}",
+        f"made from {card.name} by {made.method}, from {made.start}; {made.version}",
+        f"classes: {', '.join(card.classes)}",
+        f"license: {told.license}",
+    ]
+    extras = {
+        "site": told.site,
+        "contact": told.contact,
+        "for": ", ".join(told.recipients),
+        "purpose": told.purpose,
+        "expires": told.expires,
+        "packed in spite of": ", ".join(told.allowed),
+    }
+    lines += [f"{title}: {text}" for title, text in extras.items() if text]
+    for arm in ("synthetic", "random", "full"):
+        scores = found.evaluation.get(arm)
+        if scores:
+            one = {name: interval_text(scores[name]) for name in ("accuracy", "auc")}
+            lines.append(f"{arm}: accuracy {one['accuracy']}, AUC {one['auc']}")
+    held = found.privacy.get("guarantee")
+    lines.append(
+        f"guarantee: epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}"
+        if held
+        else "guarantee: none"
+    )
+    audit = found.privacy.get("audit")
+    if audit:
+        leaks = audit["verdict"]["leaks"]
+        said = "; ".join(audit["verdict"]["reasons"]) if leaks else "none found by its attacks"
+        lines.append(f"leaks: {said} (audited {audit['date']})")
+    return "\n".join([*lines, *_pictures(found)])
+
+
+def _pictures(found: "Package") -> list[str]:
+    """Return the first image of each of the first classes in letters, side by side."""
+    import torch
+    import torch.nn.functional as F
+
+    first = [
+        found.images[row.nonzero()[0, 0]]
+        for row in (found.labels.argmax(1) == c for c in range(len(found.manifest.card.classes)))
+        if row.any()
+    ][:3]
+    drawn = []
+    for image in first:
+        flat = image.mean(0)
+        flat = flat[len(flat) // 2] if flat.ndim == 3 else flat
+        small = F.interpolate(flat[None, None], (SHOWN // 2, SHOWN), mode="area")[0, 0]
+        low, high = small.min(), small.max()
+        level = ((small - low) / (high - low).clamp_min(1e-6) * (len(SHADES) - 1)).round()
+        drawn.append(["".join(SHADES[int(v)] for v in row) for row in level.to(torch.int64)])
+    return ["  ".join(rows) for rows in zip(*drawn, strict=True)] if drawn else []

@@ -1,0 +1,21 @@
+"""Packages: one small signed file with a synthetic set, read as data and never as code."""
+
+from .archive import FORMAT, NAMES, archived
+from .keys import generate, load_private, load_trust
+from .pack import Terms, pack, written
+from .read import Package, PackageSet, read
+
+__all__ = [
+    "FORMAT",
+    "NAMES",
+    "Package",
+    "PackageSet",
+    "Terms",
+    "archived",
+    "generate",
+    "load_private",
+    "load_trust",
+    "pack",
+    "read",
+    "written",
+]

@@ -1,0 +1,235 @@
+"""Ed25519 keys, the envelope that they sign, and the local file that says whom to believe."""
+
+import base64
+import binascii
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..errors import DataError, PackageRefused, RunRefused, UsageError
+from ..records import Json, canonical, write_atomic
+from .archive import FORMAT, MOST_JSON, SIGNATURE
+from .strict import parsed
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:medistill:package:1"
+PRIME = 2**255 - 19
+MOST_KEYS = 64
+# The y of the points of order 1, 2, 4 and 8: under such a key one signature fits many texts.
+LOW_ORDER = frozenset(
+    {
+        0,
+        1,
+        PRIME - 1,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A public key with the name that the receiver gave it; `keyid` is the SHA-256 of its bytes."""
+
+    name: str
+    key: Ed25519PublicKey
+
+    @property
+    def keyid(self) -> str:
+        """The name that the key has everywhere."""
+        return keyid_of(self.key)
+
+
+def keyid_of(key: Ed25519PublicKey) -> str:
+    """Return the SHA-256 of a key's 32 bytes."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+
+
+def checked(raw: bytes) -> Ed25519PublicKey:
+    """Return the public key of 32 bytes that stand for one point of large order.
+
+    Raises: PackageRefused when they stand for a point of small order, or for none in its one form
+    (RFC 8032, section 5.1.3; the library that verifies takes both).
+    """
+    y = int.from_bytes(raw, "little") & (2**255 - 1)
+    if len(raw) != 32 or y >= PRIME or y in LOW_ORDER:
+        raise PackageRefused("found a weak or malformed key; expected an Ed25519 key: get another")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def generate(folder: Path) -> tuple[Path, Path]:
+    """Write a new pair of keys, private.pem (mode 600) and public.pem, and return their paths.
+
+    Raises: RunRefused when one is there already: a lost key cannot be had again.
+    """
+    private, public = folder / "private.pem", folder / "public.pem"
+    for path in (private, public):
+        if path.exists():
+            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+    key = Ed25519PrivateKey.generate()
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    known = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    write_atomic(private, secret, mode=0o600)
+    write_atomic(public, known)
+    return private, public
+
+
+def load_private(path: Path) -> Ed25519PrivateKey:
+    """Read a private key that only its owner can read.
+
+    Raises: DataError when it is missing or no Ed25519 key; UsageError when others can read it.
+    """
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        open_to = os.stat(path).st_mode & 0o077
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        reason = getattr(error, "strerror", None) or "it is no plain PEM key"
+        raise DataError(
+            f"could not read the private key {path} ({reason}); expected one that keygen wrote"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise DataError(f"found another kind of key in {path}; expected Ed25519: use keygen")
+    if open_to:
+        raise UsageError(f"found {path} open to others; expected mode 600: chmod 600 {path}")
+    return key
+
+
+def load_trust(path: Path) -> tuple[Signer, ...]:
+    """Read whom the receiver believes: one public.pem, or a folder of NAME.pem.
+
+    Raises: DataError when there is no key, or a file holds something else; PackageRefused when a
+    key is weak.
+    """
+    files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+    found: dict[str, Signer] = {}
+    for file in files:
+        try:
+            key = serialization.load_pem_public_key(file.read_bytes())
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            reason = getattr(error, "strerror", None) or "it is no PEM public key"
+            raise DataError(
+                f"could not read the public key {file} ({reason}); expected the sender's public.pem"
+            ) from None
+        if not isinstance(key, Ed25519PublicKey):
+            raise DataError(f"found another kind of key in {file}; expected Ed25519")
+        signer = Signer(file.stem, checked(key.public_bytes_raw()))
+        found.setdefault(signer.keyid, signer)
+    if not 1 <= len(found) <= MOST_KEYS:
+        raise DataError(f"found {len(found)} keys in {path}; expected 1 to {MOST_KEYS} .pem files")
+    return tuple(found.values())
+
+
+def pae(kind: str, payload: bytes) -> bytes:
+    """Return what is signed: DSSEv1's pre-authentication encoding of a type and a payload."""
+    name = kind.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
+
+
+def statement(files: Mapping[str, bytes]) -> bytes:
+    """Return the in-toto statement over every file of a package but the signature."""
+    subjects = [
+        {"name": name, "digest": {"sha256": hashlib.sha256(content).hexdigest()}}
+        for name, content in sorted(files.items())
+        if name != SIGNATURE
+    ]
+    record = {"_type": STATEMENT, "predicateType": PREDICATE, "predicate": {"format": FORMAT}}
+    return canonical(record | {"subject": subjects})
+
+
+def signed(files: Mapping[str, bytes], keys: Sequence[Ed25519PrivateKey]) -> bytes:
+    """Return the envelope that signs all files of a package with each key."""
+    payload = statement(files)
+    marks = [
+        {"keyid": keyid_of(key.public_key()), "sig": _text(key.sign(pae(PAYLOAD_TYPE, payload)))}
+        for key in keys
+    ]
+    marks.sort(key=lambda one: one["keyid"])
+    return canonical({"payload": _text(payload), "payloadType": PAYLOAD_TYPE, "signatures": marks})
+
+
+def verified(
+    files: Mapping[str, bytes], trust: Sequence[Signer], threshold: int = 1
+) -> list[Signer]:
+    """Return who signed these very files, among those the receiver believes.
+
+    Types are pinned, keys come from `trust` alone (a keyid in the package is a hint and is not
+    looked at), and what was signed must be, byte for byte, the statement of these files.
+    Raises: PackageRefused when fewer than `threshold` of them signed it, or anything differs.
+    """
+    envelope = parsed(files[SIGNATURE], SIGNATURE, MOST_JSON)
+    if set(envelope) != {"payload", "payloadType", "signatures"}:
+        raise PackageRefused(f"found other fields in {SIGNATURE} than an envelope has")
+    if envelope["payloadType"] != PAYLOAD_TYPE:
+        raise PackageRefused(f"found a signature of another type; expected {PAYLOAD_TYPE}")
+    payload, marks = _bytes(envelope["payload"]), _marks(envelope)
+    said = pae(PAYLOAD_TYPE, payload)
+    found = [one for one in trust if any(_holds(one.key, mark, said) for mark in marks)]
+    if len(found) < threshold:
+        raise PackageRefused(
+            f"found {len(found)} signature(s) by keys that are trusted here; expected {threshold}: "
+            "ask the sender for the public key over another channel, or for a signed package"
+        )
+    if payload != statement(files):
+        what = _differing(files, payload)
+        raise PackageRefused(
+            f"found other files than {found[0].name} signed ({what}); expected them as they were "
+            "signed: get the package again"
+        )
+    return found
+
+
+def _marks(envelope: Json) -> list[bytes]:
+    marks = envelope["signatures"]
+    if not isinstance(marks, list) or not 1 <= len(marks) <= MOST_KEYS:
+        raise PackageRefused(f"found no list of 1 to {MOST_KEYS} signatures in {SIGNATURE}")
+    if not all(isinstance(mark, dict) and set(mark) == {"keyid", "sig"} for mark in marks):
+        raise PackageRefused(f"found other fields in a signature of {SIGNATURE}")
+    return [_bytes(mark["sig"]) for mark in marks]
+
+
+def _holds(key: Ed25519PublicKey, mark: bytes, said: bytes) -> bool:
+    try:
+        key.verify(mark, said)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
+    """Say what differs; the payload is signed by a trusted key, and still read with care."""
+    record = parsed(payload, "the statement", MOST_JSON)
+    subjects = record.get("subject")
+    if record.get("predicateType") != PREDICATE or not isinstance(subjects, list):
+        return "a statement about something else"
+    told = {one["name"]: one for one in subjects if isinstance(one, dict) and "name" in one}
+    for name in sorted(set(files) - {SIGNATURE} | set(told)):
+        if name not in files:
+            return f"{name[:40]!a} is missing"
+        digest = hashlib.sha256(files[name]).hexdigest()
+        if name not in told or told[name].get("digest") != {"sha256": digest}:
+            return f"{name} differs"
+    return "another form of it"
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _bytes(text: object) -> bytes:
+    """Return what a text of base64 stands for, if it is the one text that does."""
+    try:
+        found = base64.b64decode(text if isinstance(text, str) else "=", validate=True)
+    except (binascii.Error, ValueError):
+        found = b""
+    if not found or _text(found) != text:
+        raise PackageRefused(f"found no plain base64 in {SIGNATURE}; expected the sender's file")
+    return found

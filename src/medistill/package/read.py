@@ -1,0 +1,213 @@
+"""Read a package: every check first, on the very bytes that are used after; nothing is executed."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import MedistillError, PackageRefused, RunRefused
+from ..pixels import Whitening
+from ..privacy import Guarantee, check_promise
+from ..records import Json, from_record, locked, read_json, write_json
+from ..sets import Origin, SyntheticSet
+from .archive import DATA, MANIFEST, MOST_JSON, NEEDED, SIGNATURE, archived, read_files
+from .keys import Signer, load_trust, verified
+from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
+from .strict import header_of, parsed
+
+SEEN = "medistill seen 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """A package that passed every check: what it holds, and who signed it (nobody: unsigned).
+
+    `sha256` is that of its archive. Shapes as in `SyntheticSet`.
+    """
+
+    manifest: Manifest
+    images: Tensor
+    labels: Tensor
+    whitening: Whitening | None
+    evaluation: Json
+    privacy: Json
+    report: str
+    signers: tuple[Signer, ...]
+    sha256: str
+    bytes: int
+
+    @property
+    def synthetic(self) -> SyntheticSet:
+        """The set, as a run folder holds it."""
+        made, card = self.manifest.made, self.manifest.card
+        origin = Origin(
+            made.method, made.settings, made.seed, made.start, made.real_pixels, "", made.version
+        )
+        recipe = self.manifest.recipe
+        return SyntheticSet(self.images, self.labels, recipe, origin, card, self.whitening)
+
+
+class PackageSet(Dataset[tuple[Tensor, Tensor]]):
+    """A package's images as a network is trained on them: normalized, all tiles made whole.
+
+    Each item is an image [c, ...] and its label [k], weights of the classes.
+    """
+
+    def __init__(self, package: Package) -> None:
+        self.package = package
+        self.images, self.labels = package.synthetic.to_train()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its label."""
+        return self.images[index], self.labels[index]
+
+
+def read(
+    path: Path,
+    trust: Path | None,
+    *,
+    unsigned: bool = False,
+    threshold: int = 1,
+    today: date | None = None,
+) -> Package:
+    """Read a package that keys in `trust` signed.
+
+    In this order: sizes and names, signature over all files, strict JSON, expiry, tensors against
+    the manifest, the guarantee's own numbers, the counter against the highest one seen here.
+    With `unsigned`, a package without a signature is read too (and one with a signature still has
+    to be signed by a trusted key).
+    Raises: PackageRefused when any check fails; DataError when the trust file cannot be read.
+    """
+    files = read_files(path)
+    if SIGNATURE in files and trust is None:
+        raise PackageRefused(
+            "found a signature, and no --trust to check it by; expected the sender's public.pem"
+        )
+    known = load_trust(trust) if trust else ()
+    found = examined(files, known, unsigned=unsigned, threshold=threshold, today=today)
+    for signer in found.signers:
+        _check_counter(trust or path, signer, found.manifest, found.sha256)
+    return found
+
+
+def examined(
+    files: Mapping[str, bytes],
+    trust: Sequence[Signer],
+    *,
+    unsigned: bool = False,
+    threshold: int = 1,
+    today: date | None = None,
+) -> Package:
+    """Return a package from the bytes of its files, after all checks but that of the counter.
+
+    Raises: PackageRefused.
+    """
+    missing = [name for name in NEEDED if name not in files]
+    if missing:
+        raise PackageRefused(f"found no {missing[0]} in the package; expected a whole one")
+    signers: Sequence[Signer] = ()
+    if SIGNATURE in files:
+        signers = verified(files, trust, threshold)
+    elif not unsigned:
+        raise PackageRefused(
+            "found no signature in the package; expected one: ask the sender, or say --unsigned if "
+            "you made it yourself"
+        )
+    records = {name: parsed(files[name], name, MOST_JSON) for name in NEEDED if "json" in name}
+    manifest = manifest_of(records[MANIFEST])
+    _check_date(manifest, today or datetime.now(UTC).date())
+    found = arrays_of(files[DATA], header_of(files[DATA], DATA), manifest)
+    _check_privacy(records["privacy.json"], manifest)
+    report = _text(files["REPORT.md"])
+    whole = archived(files)
+    images, labels = opened(found, manifest)
+    state = {name: torch.from_numpy(found[name].copy()) for name in WHITENING if name in found}
+    return Package(
+        manifest,
+        images,
+        labels,
+        Whitening.of_state(state),
+        records["evaluation.json"],
+        records["privacy.json"],
+        report,
+        tuple(signers),
+        hashlib.sha256(whole).hexdigest(),
+        len(whole),
+    )
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise PackageRefused("found no UTF-8 in REPORT.md; expected text") from None
+
+
+def _check_date(manifest: Manifest, today: date) -> None:
+    if manifest.expires and date.fromisoformat(manifest.expires) < today:
+        raise PackageRefused(
+            f"found a package that expired on {manifest.expires}; expected one that may still be "
+            "used: ask the sender for a new one"
+        )
+
+
+def _check_privacy(record: Json, manifest: Manifest) -> None:
+    """Refuse a guarantee whose numbers do not follow from each other."""
+    held: Any = record.get("guarantee")
+    if held is None:
+        return
+    try:
+        promise = from_record(Guarantee, held)
+        check_promise(promise, int(str(record.get("networks", ""))))
+    except (MedistillError, ValueError, TypeError, ArithmeticError) as error:
+        text = ascii(str(error))[1:-1][:200]
+        raise PackageRefused(f"found a guarantee that does not hold together ({text})") from None
+    if manifest.made.real_pixels:
+        raise PackageRefused(
+            "found a guarantee for a set that it cannot cover; expected a true one"
+        )
+
+
+def _check_counter(trust: Path, signer: Signer, manifest: Manifest, sha256: str) -> None:
+    """Refuse an older version than one that was seen here, or another with the same counter.
+
+    Raises: RunRefused when what was seen cannot be written down.
+    """
+    path = seen_path(trust)
+    key = f"{signer.keyid} {manifest.name}"
+    try:
+        with locked(path):
+            fresh: Json = {"format": SEEN, "seen": {}}
+            held: Json = read_json(path) if path.is_file() else fresh
+            last = held["seen"].get(key, {"counter": 0, "sha256": ""})
+            counter = manifest.counter
+            if counter < last["counter"]:
+                raise PackageRefused(
+                    f"found version {counter} of {manifest.name}; expected {last['counter']} or "
+                    "later, which was seen here: an old one is offered again"
+                )
+            if counter == last["counter"] and sha256 != last["sha256"]:
+                raise PackageRefused(
+                    f"found another package that calls itself version {counter} of "
+                    f"{manifest.name}; expected the one seen here, or a higher number: ask the "
+                    "sender"
+                )
+            if counter > last["counter"]:
+                held["seen"][key] = {"counter": counter, "sha256": sha256}
+                write_json(path, held)
+    except (KeyError, TypeError, AttributeError):
+        raise RunRefused(f"{path} is damaged; expected what was seen here: put it right") from None
+
+
+def seen_path(trust: Path) -> Path:
+    """Return the file that holds the highest versions seen, beside the keys."""
+    return trust / "seen.json" if trust.is_dir() else trust.with_suffix(".seen.json")
