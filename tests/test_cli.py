@@ -74,10 +74,11 @@ ALL = sorted(commands_of(typer.main.get_command(app)))
 def test_every_command_is_known_to_this_file() -> None:
     assert set(COMMANDS) < set(ALL)
     assert [name for name in ALL if name not in COMMANDS] == [
-        # held by test_audit.py, test_data.py, test_trajectory.py, test_sketch.py,
+        # held by test_audit.py, test_data.py, test_trajectory.py, test_package.py, test_sketch.py,
         # test_indicator.py and test_study.py
-        *("audit", "data inspect", "experts", "merge", "predict", "sketch", "study fit-indicator"),
-        *("study rows", "study run", "study status", "study table"),
+        *("audit", "data inspect", "experts", "keygen", "merge", "pack", "predict", "show"),
+        *("sketch", "study fit-indicator", "study rows", "study run", "study status"),
+        *("study table", "verify"),
     ]
 
 

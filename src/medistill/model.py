@@ -1,11 +1,13 @@
-"""The receiving side: train a model on a synthetic set by its recipe, test it, save it."""
+"""The receiving side: train a model on synthetic sets by their recipe, test it, save it."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import __version__
 from .backbones import Network, from_spec
@@ -15,10 +17,19 @@ from .metrics import evaluate_task
 from .pixels import Whitening
 from .records import Json, from_record, load_state, read_json, save_state, to_record
 from .rng import Rng
-from .sets import Card, RealSet, Recipe, SyntheticSet
+from .sets import Card, RealSet, Recipe, SyntheticSet, TaskKind
 from .train import CPU, TensorImages, check_kind, fit
 
 FORMAT = "medistill model 1"
+
+
+class Given(NamedTuple):
+    """A set that came from somewhere, and the accuracy that was declared of it on which data."""
+
+    name: str
+    synthetic: SyntheticSet
+    declared: Json | None = None
+    declared_on: str = ""
 
 
 def train(
@@ -30,11 +41,90 @@ def train(
 ) -> Network:
     """Return a network trained on a synthetic set by `recipe` (the set's own otherwise)."""
     by = recipe or synthetic.recipe
+    data = TensorImages.of(dataclasses.replace(synthetic, recipe=by), device)
+    return _trained(synthetic, by, data, seed, device)
+
+
+def train_together(
+    sets: Sequence[SyntheticSet], *, seed: int = 0, device: torch.device = CPU
+) -> Network:
+    """Return a network trained on sets of several sites, by the recipe of the first.
+
+    Each site's images are normalized by its own mean and std, and every class of every site stands
+    as often as the largest, so that neither a large site nor a site's own mix of classes rules.
+    Raises: DataError when the sets are not of one kind, backbone, loss or task, or are whitened.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        check_kind(other.card, first.card)
+        for name in ("backbone", "loss", "intensity"):
+            one, two = (getattr(made.recipe, name) for made in (first, other))
+            if one != two:
+                raise DataError(
+                    f"found {name} {two} in {other.card.name} and {one} in {first.card.name}; "
+                    "expected sets that were made for one network: train on each alone"
+                )
+    if len(sets) > 1 and any(made.whitening is not None for made in sets):
+        raise DataError("found a whitened set among several; expected none: train on each alone")
+    images, labels = balanced([made.to_train() for made in sets], first.card.task)
+    data = TensorImages(images.to(device), labels.to(device))
+    return _trained(first, first.recipe, data, seed, device)
+
+
+def _trained(
+    synthetic: SyntheticSet, recipe: Recipe, data: TensorImages, seed: int, device: torch.device
+) -> Network:
     rng = Rng(seed).child("student")
-    network = from_spec(by.backbone).build(synthetic.card, rng.at("network")).to(device)
+    network = from_spec(recipe.backbone).build(synthetic.card, rng.at("network")).to(device)
     network.whiten_by(synthetic.whitening)
-    fit(network, TensorImages.of(dataclasses.replace(synthetic, recipe=by), device), by, rng)
+    fit(network, data, recipe, rng)
     return network
+
+
+def balanced(parts: Sequence[tuple[Tensor, Tensor]], task: TaskKind) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of several sites, each class of each as often as the largest.
+
+    Images of smaller classes are repeated in turn. Soft labels count for their largest weight;
+    where an image may have several labels, sites alone are balanced. One site's are left as they
+    are.
+
+    Example:
+        >>> labels = torch.eye(2)
+        >>> sites = [(torch.zeros(3, 1), labels[[0, 0, 1]]), (torch.ones(1, 1), labels[[1]])]
+        >>> balanced(sites, "binary")[1].sum(0).tolist()
+        [2.0, 4.0]
+    """
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if len(parts) == 1:
+        return images, labels
+    site = torch.cat([torch.full((len(own),), n) for n, (own, _) in enumerate(parts)])
+    place = site if task == "multi-label" else site * labels.shape[1] + labels.argmax(1)
+    members = [(place == one).nonzero().flatten() for one in place.unique().tolist()]
+    turn = torch.arange(max(map(len, members)))
+    index = torch.cat([own[turn % len(own)] for own in members])
+    return images[index], labels[index]
+
+
+def influence(sets: Sequence[Given], val: RealSet, **how: Any) -> list[Json]:
+    """Return how well networks do on local validation images with each site alone, and without it.
+
+    `how` is the seed and device of `train_together`. The test split is not read.
+    """
+    rows = []
+    for number, one in enumerate(sets):
+        alone = train_together([one.synthetic], **how)
+        rest = [other.synthetic for n, other in enumerate(sets) if n != number]
+        without = train_together(rest, **how)
+        scores = [test_together(network, val, sets)["accuracy"] for network in (alone, without)]
+        rows.append({"site": one.name, "alone": scores[0], "without": scores[1]})
+    return rows
+
+
+def test_together(network: Network, real: RealSet, sets: Sequence[Given]) -> Json:
+    """Return the scores of a network of several sites on local data, by its own mean and std."""
+    first = sets[0].synthetic
+    own = dataclasses.replace(first.recipe, mean=real.card.mean, std=real.card.std)
+    return test(network, real, own, first.card)
 
 
 def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:

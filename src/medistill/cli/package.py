@@ -20,6 +20,23 @@ Unsigned = Annotated[
 ]
 Threshold = Annotated[int, typer.Option(help="Trusted keys that must have signed.")]
 Archive = Annotated[Path, typer.Argument(help="A package: NAME.medistill, or its folder.")]
+Keys = Annotated[list[Path] | None, typer.Option(help="private.pem to sign with; may be repeated.")]
+Recipients = Annotated[list[str] | None, typer.Option(help="Whom it is for; may be repeated.")]
+Supersedes = Annotated[
+    Path | None, typer.Option(help="The package of the version before, named by its digest.")
+]
+Allow = Annotated[
+    str,
+    typer.Option(
+        help="Pack what is refused otherwise, and say so in the package: real-pixels, leaks, "
+        "no-audit, no-scores, small-class; comma between."
+    ),
+]
+Numbers = Annotated[Literal["uint8", "float16"], typer.Option(help="How pixels are stored.")]
+Preview = Annotated[bool, typer.Option("--preview", help="Add a picture of the synthetic images.")]
+AsFolder = Annotated[
+    bool, typer.Option("--folder", help="Write the files into a folder, not an archive.")
+]
 SHADES = " .:-=+*#%@"
 SHOWN = 28  # columns of a picture in the terminal
 
@@ -48,39 +65,21 @@ def keygen(
 def pack(
     run: Annotated[Path, typer.Argument(help="A run folder, evaluated and audited.")],
     out: Out,
-    key: Annotated[
-        list[Path] | None, typer.Option(help="private.pem to sign with; may be repeated.")
-    ] = None,
+    key: Keys = None,
     name: Annotated[str, typer.Option(help="Name of the package; that of --out otherwise.")] = "",
     counter: Annotated[int, typer.Option(help="Version; each one is higher than the last.")] = 1,
     site: Annotated[str, typer.Option(help="Who sends it.")] = "",
     contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
     license: Annotated[str, typer.Option(help="License; that of the data otherwise.")] = "",
-    recipient: Annotated[
-        list[str] | None, typer.Option(help="Whom it is for; may be repeated.")
-    ] = None,
+    recipient: Recipients = None,
     purpose: Annotated[str, typer.Option(help="What it may be used for.")] = "",
     expires: Annotated[str, typer.Option(help="Last day on which it is read, YYYY-MM-DD.")] = "",
-    supersedes: Annotated[
-        Path | None, typer.Option(help="The package of the version before, named by its digest.")
-    ] = None,
+    supersedes: Supersedes = None,
     min_patients: Annotated[int, typer.Option(help="Fewest patients of a class.")] = 20,
-    allow: Annotated[
-        str,
-        typer.Option(
-            help="Pack what is refused otherwise, and say so in the package: real-pixels, leaks, "
-            "no-audit, no-scores, small-class; comma between."
-        ),
-    ] = "",
-    numbers: Annotated[
-        Literal["uint8", "float16"], typer.Option(help="How pixels are stored.")
-    ] = "uint8",
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Add a picture of the synthetic images.")
-    ] = False,
-    folder: Annotated[
-        bool, typer.Option("--folder", help="Write the files into a folder, not an archive.")
-    ] = False,
+    allow: Allow = "",
+    numbers: Numbers = "uint8",
+    preview: Preview = False,
+    folder: AsFolder = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a run into one small file that a stranger can check and train on.
@@ -92,43 +91,38 @@ def pack(
 
     Example: medistill pack runs/first --key keys/private.pem --out first.medistill
     """
-    import hashlib
-
-    from ..errors import RunRefused
-    from ..package import Terms, archived, load_private, written
+    from ..package import Terms, load_private
     from ..package import pack as files_of
-    from ..package.pack import check_name, flags_of
+    from ..package.pack import digest_of, flags_of
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
     named = name or out.name.removesuffix(".medistill")
-    check_name(named)
-    before = hashlib.sha256(supersedes.read_bytes()).hexdigest() if supersedes else ""
-    terms = Terms(
-        named,
-        counter,
-        site=site,
-        contact=contact,
-        license=license,
-        recipients=tuple(recipient or ()),
-        purpose=purpose,
-        expires=expires,
-        supersedes=before,
-    )
+    words = {"site": site, "contact": contact, "license": license, "purpose": purpose}
+    before = digest_of(supersedes) if supersedes else ""
     files = files_of(
         run,
-        terms,
+        Terms(named, counter, (*(recipient or ()),), expires, before, **words),
         [load_private(path) for path in key or ()],
         least=min_patients,
         allow=flags_of(allow),
         dtype="U8" if numbers == "uint8" else "F16",
         preview=preview,
     )
-    size = written(out, files, folder=folder)
-    whole = hashlib.sha256(archived(files)).hexdigest()
-    record = {"package": str(out), "bytes": size, "sha256": whole, "signed": bool(key)}
+    _write(out, files, folder, as_json)
+
+
+def _write(out: Path, files: "dict[str, bytes]", folder: bool, as_json: bool) -> None:
+    from ..errors import RunRefused
+    from ..package import written
+    from ..package.archive import SIGNATURE
+
+    if out.exists():
+        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    size, whole = written(out, files, folder=folder)
+    signed = SIGNATURE in files
+    record = {"package": str(out), "bytes": size, "sha256": whole, "signed": signed}
     text = f"{out}: {size:,} bytes, sha256 {whole}"
-    emit(record, text if key else f"{text}\nnot signed: give --key for others to trust it", as_json)
+    note = "\nnot signed: give --key, for others to trust it"
+    emit(record, text if signed else text + note, as_json)
 
 
 @guarded

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,18 +23,27 @@ from .common import (
 )
 from .package import Trust, Unsigned
 
+Json = dict[str, Any]
+
 if TYPE_CHECKING:
-    from ..records import Json
-    from ..sets import Recipe, SyntheticSet
+    from ..backbones import Network
+    from ..model import Given
+    from ..sets import Splits
 
 
 @guarded
 def train(
-    run: Annotated[Path, typer.Argument(help="A run folder that distill wrote, or a package.")],
+    sets: Annotated[
+        list[Path], typer.Argument(help="Run folders that distill wrote, or packages.")
+    ],
     out: Out,
     trust: Trust = None,
     unsigned: Unsigned = False,
     data: Annotated[str | None, typer.Option(help=f"Local data to test on. {SOURCE_HELP}")] = None,
+    sites: Annotated[
+        bool,
+        typer.Option("--sites/--no-sites", help="Also train on each site alone, and without it."),
+    ] = True,
     device: Device = "auto",
     seed: Seed = 0,
     window: Window = None,
@@ -43,78 +52,104 @@ def train(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on a synthetic set by its recipe, test it on local data, save the weights.
+    """Train a model on one or several synthetic sets, test it on local data, save the weights.
 
-    The recipe is the one that evaluate chose on validation data, where it has run. A package is
-    checked first, as verify does. Where --data is what its sender tested on, the score is held
-    against the declared one. The model is a safetensors file with the recipe in its header.
+    The recipe is the one that evaluate chose on validation data, where it has run. Packages are
+    checked first, as verify does. Where --data is what the sender tested on, the score is held
+    against the declared one. Several sets: each is normalized by its own statistics and every class
+    of every site counts alike; on local validation data it is told what each site is worth. The
+    model is a safetensors file with the recipe in its header.
 
     Example: medistill train runs/first --out model.safetensors --data phantom
     """
-    from ..compute import find_device, peak_memory
+    from ..compute import find_device
     from ..data import load
     from ..errors import RunRefused
-    from ..model import save, test
-    from ..model import train as train_model
+    from ..model import save, train_together
 
     if out.exists():
         raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
-    where = find_device(device)
-    synthetic, recipe, told, told_on = _given(run, trust, unsigned)
-    splits = (
-        load(
-            optioned(data, window=window, spacing=spacing),
-            root=data_root,
-            offline=offline,
-            seed=seed,
-        )
-        if data
-        else None
-    )
-    network = train_model(synthetic, recipe, seed=seed, device=where)
-    local = test(network, splits.test.to(where), recipe, synthetic.card) if splits else None
-    save(out, network, recipe, synthetic.card)
-    lines = [f"model in {out}"]
+    how: Json = {"seed": seed, "device": find_device(device)}
+    given = [_given(path, trust, unsigned) for path in sets]
+    splits = None
+    if data:
+        where = optioned(data, window=window, spacing=spacing)
+        splits = load(where, root=data_root, offline=offline, seed=seed).to(how["device"])
+    network = train_together([one.synthetic for one in given], **how)
+    first = given[0].synthetic
+    record: Json = {"model": str(out), "packages": [one.name for one in given]}
+    record |= _tested(network, given, splits, how if sites else None)
+    save(out, network, first.recipe, first.card)
+    record["recipe"] = dataclasses.asdict(first.recipe)
+    emit(record, _text(record, data), as_json)
+
+
+def _tested(
+    network: "Network", given: "list[Given]", splits: "Splits | None", how: Json | None
+) -> Json:
+    """Return the local scores, what they are held against, and what each site is worth."""
+    from ..compute import peak_memory
+    from ..model import influence, test, test_together
+
+    one = given[0] if len(given) == 1 else None
+    local, worth, reached = None, None, None
+    if splits and one:
+        local = test(network, splits.test, one.synthetic.recipe, one.synthetic.card)
+        if one.declared and splits.test.card.name == one.declared_on:
+            reached = {"mean": local["accuracy"], "low": None, "high": None, "n": 1}
+    elif splits:
+        local = test_together(network, splits.test, given)
+        if how:
+            own = test_together(network, splits.val, given)["accuracy"]
+            worth = {"together": own, "sites": influence(given, splits.val, **how)}
+    return {
+        "declared": one.declared if one else None,
+        "declared_on": one.declared_on if one else "",
+        "reproduced": reached,
+        "local": local,
+        "influence": worth,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _text(record: Json, data: str | None) -> str:
+    lines = [f"model in {record['model']}"]
+    local, told, worth = (record[name] for name in ("local", "declared", "influence"))
     if local:
         area = "undefined" if local["auc"] is None else f"{100 * local['auc']:.1f}"
         lines.append(f"accuracy on {data}: {100 * local['accuracy']:.1f}, AUC {area}")
     if told:
-        lines.append(
-            f"declared accuracy: {interval_text(told)}" + (f" on {told_on}" * bool(told_on))
-        )
-    reached = None
-    if told and local and splits and splits.test.card.name == told_on:
-        reached = {"mean": local["accuracy"], "low": None, "high": None, "n": 1}
-        lines.append(_held_against(local["accuracy"], told))
-    record = {
-        "model": str(out),
-        "packages": [str(run)],
-        "declared": told,
-        "reproduced": reached,
-        "local": local,
-        "recipe": dataclasses.asdict(recipe),
-        "peak_memory_bytes": peak_memory(),
-    }
-    emit(record, "\n".join(lines), as_json)
+        lines.append(f"declared accuracy: {interval_text(told)} on {record['declared_on']}")
+    if record["reproduced"]:
+        lines.append(_held_against(record["reproduced"]["mean"], told))
+    if worth:
+        lines.append(f"on validation data, all sites together: {100 * worth['together']:.1f}")
+        for row in worth["sites"]:
+            gain = 100 * (worth["together"] - row["without"])
+            lines.append(
+                f"  {row['site']}: alone {100 * row['alone']:.1f}, all others without it "
+                f"{100 * row['without']:.1f} (it brings {gain:+.1f} points)"
+            )
+    return "\n".join(lines)
 
 
-def _given(
-    path: Path, trust: Path | None, unsigned: bool
-) -> tuple["SyntheticSet", "Recipe", "Json | None", str]:
-    """Return a set, its recipe, and its declared accuracy with the name of the data it is of."""
-    from ..model import declared
+def _given(path: Path, trust: Path | None, unsigned: bool) -> "Given":
+    """Return a set with the recipe that was chosen for it, and what was declared of it."""
+    from ..model import Given, declared
 
-    if (path / "run.json").is_file():
+    if not (path.is_file() or (path / "manifest.json").is_file()):
         synthetic, recipe, scores = declared(path)
-        return synthetic, recipe, scores["accuracy"] if scores else None, synthetic.card.name
+        chosen = dataclasses.replace(synthetic, recipe=recipe)
+        return Given(str(path), chosen, scores["accuracy"] if scores else None, synthetic.card.name)
     from ..package import read
 
     found = read(path, trust, unsigned=unsigned)
     told = found.manifest
-    return found.synthetic, told.recipe, told.declared, told.declared_on
+    name = f"{told.site or told.name}"
+    return Given(name, found.synthetic, told.declared, told.declared_on)
 
 
-def _held_against(reached: float, told: "Json") -> str:
+def _held_against(reached: float, told: Json) -> str:
     """Say whether one student reached what was declared, with a point to spare."""
     low, high = (told["mean"] if told[end] is None else told[end] for end in ("low", "high"))
     if low - 0.01 <= reached <= high + 0.01:

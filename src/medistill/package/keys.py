@@ -161,8 +161,8 @@ def verified(
 ) -> list[Signer]:
     """Return who signed these very files, among those the receiver believes.
 
-    Types are pinned, keys come from `trust` alone (a keyid in the package is a hint and is not
-    looked at), and what was signed must be, byte for byte, the statement of these files.
+    Types are pinned, keys come from `trust` alone (a keyid in the package only says which of them
+    to try), and what was signed must be, byte for byte, the statement of these files.
     Raises: PackageRefused when fewer than `threshold` of them signed it, or anything differs.
     """
     envelope = parsed(files[SIGNATURE], SIGNATURE, MOST_JSON)
@@ -172,7 +172,9 @@ def verified(
         raise PackageRefused(f"found a signature of another type; expected {PAYLOAD_TYPE}")
     payload, marks = _bytes(envelope["payload"]), _marks(envelope)
     said = pae(PAYLOAD_TYPE, payload)
-    found = [one for one in trust if any(_holds(one.key, mark, said) for mark in marks)]
+    if canonical(envelope) != files[SIGNATURE]:
+        raise PackageRefused(f"found {SIGNATURE} in another form than pack writes; get it again")
+    found = [one for one in trust if one.keyid in marks and _holds(one.key, marks[one.keyid], said)]
     if len(found) < threshold:
         raise PackageRefused(
             f"found {len(found)} signature(s) by keys that are trusted here; expected {threshold}: "
@@ -187,13 +189,13 @@ def verified(
     return found
 
 
-def _marks(envelope: Json) -> list[bytes]:
+def _marks(envelope: Json) -> dict[str, bytes]:
     marks = envelope["signatures"]
     if not isinstance(marks, list) or not 1 <= len(marks) <= MOST_KEYS:
         raise PackageRefused(f"found no list of 1 to {MOST_KEYS} signatures in {SIGNATURE}")
     if not all(isinstance(mark, dict) and set(mark) == {"keyid", "sig"} for mark in marks):
         raise PackageRefused(f"found other fields in a signature of {SIGNATURE}")
-    return [_bytes(mark["sig"]) for mark in marks]
+    return {str(mark["keyid"]): _bytes(mark["sig"]) for mark in marks}
 
 
 def _holds(key: Ed25519PublicKey, mark: bytes, said: bytes) -> bool:

