@@ -30,6 +30,7 @@ FLOORS = (
     ("predict", "judge"),
     ("report",),
     ("package",),
+    ("opening",),
     ("demo",),
     ("cli",),
     ("__init__", "__main__"),

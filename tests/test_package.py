@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
+import medistill
 import medistill.package
 from medistill.cli import app
 from medistill.errors import DataError, PackageRefused, RunRefused, UsageError
@@ -692,6 +693,17 @@ def test_the_receiver_gets_the_sender_s_set(
     )
     assert images.unique().tolist() == pytest.approx([found.manifest.offset[0]])
     assert labels.tolist() == [[0, 1], [1, 0]]
+
+
+def test_two_lines_of_python_give_a_dataset_for_any_loop(site: Path, tmp_path: Path) -> None:
+    place = tmp_path / "small.medistill"
+    written(place, pack(site / "run", Terms("small"), [load_private(site / "keys/private.pem")]))
+    ready = medistill.load(place, trust=site / "keys" / "public.pem")
+    batch = next(iter(torch.utils.data.DataLoader(ready, batch_size=2)))
+    assert [tuple(part.shape) for part in batch] == [(2, 1, 16, 16), (2, 2)]
+    assert ready.package.manifest.name == "small"
+    with pytest.raises(PackageRefused):
+        medistill.load(place, trust=site / "keys" / "public.pem", threshold=2)
 
 
 def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: Files) -> None:

@@ -24,7 +24,8 @@ def test_every_public_name_has_a_docstring(path: Path) -> None:
     module = ast.parse(path.read_text())
     assert ast.get_docstring(module), "the module itself"
     public = [n for n in module.body if isinstance(n, Definition) and not n.name.startswith("_")]
-    assert [n.name for n in public if not ast.get_docstring(n)] == []
+    told = [n for n in public if "overload" not in map(ast.unparse, n.decorator_list)]
+    assert [n.name for n in told if not ast.get_docstring(n)] == []
 
 
 def test_types_are_shipped() -> None:

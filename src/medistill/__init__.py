@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "data",
+    "load": "opening",
     "inspect": "data.inspect",
     "distill": "distill",
     "evaluate": "evaluate",
