@@ -76,9 +76,9 @@ def test_every_command_is_known_to_this_file() -> None:
     assert [name for name in ALL if name not in COMMANDS] == [
         # held by test_audit.py, test_data.py, test_trajectory.py, test_package.py, test_sketch.py,
         # test_indicator.py and test_study.py
-        *("audit", "data inspect", "experts", "keygen", "merge", "pack", "predict", "show"),
-        *("sketch", "study fit-indicator", "study rows", "study run", "study status"),
-        *("study table", "verify"),
+        *("audit", "data inspect", "decrypt", "encrypt", "experts", "export", "keygen", "merge"),
+        *("pack", "predict", "pull", "push", "show", "sketch", "study fit-indicator"),
+        *("study rows", "study run", "study status", "study table", "verify"),
     ]
 
 

@@ -6,8 +6,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +112,30 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def atomically(out: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` write a file or folder under another name, and give it its own once whole.
+
+    Raises: RunRefused when it cannot be written.
+    """
+    half = out.with_name(f".{out.name}.half")
+    try:
+        _gone(half)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        make(half)
+        os.rename(half, out)
+    except OSError as error:
+        raise RunRefused(f"could not write {out}: {error.strerror}; choose another place") from None
+    finally:
+        _gone(half)
+
+
+def _gone(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

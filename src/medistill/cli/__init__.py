@@ -19,6 +19,7 @@ from . import (
     sketch,
     study,
     train,
+    travel,
 )
 
 __all__ = ["app", "main"]
@@ -65,6 +66,11 @@ app.command()(package.keygen)
 app.command()(package.pack)
 app.command()(package.verify)
 app.command()(package.show)
+app.command()(travel.push)
+app.command()(travel.pull)
+app.command()(travel.encrypt)
+app.command()(travel.decrypt)
+app.command()(travel.export)
 app.command()(train.train)
 app.add_typer(study.app, name="study")
 app.command()(report.report)

@@ -34,6 +34,9 @@ Allow = Annotated[
 ]
 Numbers = Annotated[Literal["uint8", "float16"], typer.Option(help="How pixels are stored.")]
 Preview = Annotated[bool, typer.Option("--preview", help="Add a picture of the synthetic images.")]
+Age = Annotated[
+    bool, typer.Option("--age", help="Also identity.txt and recipient.txt, for sealed packages.")
+]
 AsFolder = Annotated[
     bool, typer.Option("--folder", help="Write the files into a folder, not an archive.")
 ]
@@ -44,6 +47,10 @@ SHOWN = 28  # columns of a picture in the terminal
 @guarded
 def keygen(
     out: Annotated[Path, typer.Option(help="Folder for private.pem and public.pem.")],
+    age: Annotated[
+        bool,
+        typer.Option("--age", help="Also identity.txt and recipient.txt, to open sealed ones."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the pair of keys that packages are signed with.
@@ -54,11 +61,17 @@ def keygen(
     Example: medistill keygen --out keys
     """
     from ..package import generate, load_trust
+    from ..package.seal import generate_identity
 
     private, public = generate(out)
     keyid = load_trust(public)[0].keyid
     record = {"private": str(private), "public": str(public), "keyid": keyid}
-    emit(record, f"keep {private}; give away {public}\nfingerprint {keyid}", as_json)
+    text = f"keep {private}; give away {public}\nfingerprint {keyid}"
+    if age:
+        secret, known = generate_identity(out)
+        record |= {"identity": str(secret), "recipient": str(known)}
+        text += f"\nkeep {secret}; give {known} to who shall send sealed packages"
+    emit(record, text, as_json)
 
 
 @guarded

@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +17,7 @@ from ..audit.facts import facts_of
 from ..errors import RunRefused, UsageError, nearest
 from ..model import declared
 from ..pictures import png, sheet
-from ..records import Json, canonical, read_json, to_record, write_atomic
+from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
 from ..sets import SyntheticSet
 from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived, read_files
@@ -240,17 +239,13 @@ def written(out: Path, files: Mapping[str, bytes], *, folder: bool = False) -> t
     """
     content = archived(files)
     if folder:
-        half = out.with_name(f".{out.name}.half")
-        try:
-            shutil.rmtree(half, ignore_errors=True)
-            for name, part in files.items():
-                write_atomic(half / name, part)
-            os.rename(half, out)
-        except OSError as error:
-            raise RunRefused(f"could not write {out}: {error.strerror}; choose another") from None
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        atomically(out, partial(_fill, files=files))
     else:
         write_atomic(out, content)
     size = sum(map(len, files.values())) if folder else len(content)
     return size, hashlib.sha256(content).hexdigest()
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        write_atomic(folder / name, content)

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from ..errors import MedistillError, PackageRefused, RunRefused
 from ..pixels import Whitening
 from ..privacy import Guarantee, check_promise
-from ..records import Json, from_record, locked, read_json, write_json
+from ..records import Json, from_record, locked, read_json, write_atomic, write_json
 from ..sets import Origin, SyntheticSet
-from .archive import DATA, MANIFEST, MOST_JSON, NEEDED, SIGNATURE, archived, read_files
+from .archive import DATA, MANIFEST, MOST_JSON, NEEDED, SIGNATURE, archived, extracted, read_files
 from .keys import Signer, load_trust, verified
 from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
@@ -87,15 +87,42 @@ def read(
     to be signed by a trusted key).
     Raises: PackageRefused when any check fails; DataError when the trust file cannot be read.
     """
-    files = read_files(path)
+    return _known(read_files(path), trust, unsigned, threshold, today)
+
+
+def received(
+    content: bytes,
+    out: Path,
+    trust: Path | None,
+    *,
+    unsigned: bool = False,
+    threshold: int = 1,
+) -> Package:
+    """Write an archive that came from elsewhere, once it passed all checks that `read` makes.
+
+    Raises: as `read`; RunRefused when it cannot be written.
+    """
+    found = _known(extracted(content), trust, unsigned, threshold, None)
+    write_atomic(out, content)
+    return found
+
+
+def _known(
+    files: Mapping[str, bytes],
+    trust: Path | None,
+    unsigned: bool,
+    threshold: int,
+    today: date | None,
+) -> Package:
     if SIGNATURE in files and trust is None:
         raise PackageRefused(
             "found a signature, and no --trust to check it by; expected the sender's public.pem"
         )
     known = load_trust(trust) if trust else ()
     found = examined(files, known, unsigned=unsigned, threshold=threshold, today=today)
-    for signer in found.signers:
-        _check_counter(trust or path, signer, found.manifest, found.sha256)
+    if trust is not None:
+        for signer in found.signers:
+            _check_counter(trust, signer, found.manifest, found.sha256)
     return found
 
 

@@ -1,0 +1,85 @@
+"""Sealed packages: the age format, for recipients who are named by their keys."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
+from ..records import write_atomic
+from .archive import MOST_BYTES, MOST_TEXT
+
+KIND = "age1"
+OVERHEAD = 1 << 20  # of the format: a header, and 16 bytes for each 64 KiB
+
+
+def generate_identity(folder: Path) -> tuple[Path, Path]:
+    """Write a new identity.txt (mode 600) and recipient.txt for sealed packages.
+
+    Raises: RunRefused when one is there already; UsageError without the extra share.
+    """
+    secret, known = folder / "identity.txt", folder / "recipient.txt"
+    for path in (secret, known):
+        if path.exists():
+            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+    identity = _pyrage().x25519.Identity.generate()
+    write_atomic(secret, f"{identity}\n".encode(), mode=0o600)
+    write_atomic(known, f"{identity.to_public()}\n".encode())
+    return secret, known
+
+
+def seal(content: bytes, recipients: Sequence[str]) -> bytes:
+    """Return content that each of the recipients (age1... keys, or files of them) can open.
+
+    Sign first, then seal: who may open it stands inside, under the signature.
+    Raises: UsageError when there is no recipient, or one is no key.
+    """
+    pyrage = _pyrage()
+    try:
+        keys = [pyrage.x25519.Recipient.from_str(text) for text in map(_known, recipients)]
+        sealed: bytes = pyrage.encrypt(content, keys)
+    except (pyrage.RecipientError, pyrage.EncryptError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"found a recipient that is no key ({error}); expected age1..., or a file that holds it"
+        ) from None
+    return sealed
+
+
+def _known(text: str) -> str:
+    return text if text.startswith(KIND) else Path(text).read_text(encoding="ascii").strip()
+
+
+def unseal(path: Path, identity: Path) -> bytes:
+    """Return what a sealed file holds, with the identity that it was sealed for.
+
+    Raises: PackageRefused when it was sealed for others or was changed; DataError when the
+    identity cannot be read; UsageError when others can read the identity.
+    """
+    pyrage = _pyrage()
+    try:
+        text = identity.read_text(encoding="ascii").strip()
+        own = pyrage.x25519.Identity.from_str(text)
+    except (OSError, UnicodeDecodeError, pyrage.IdentityError):
+        raise DataError(
+            f"could not read an identity from {identity}; expected one that keygen --age wrote"
+        ) from None
+    if os.stat(identity).st_mode & 0o077:
+        raise UsageError(
+            f"found {identity} open to others; expected mode 600: chmod 600 {identity}"
+        )
+    try:
+        if path.stat().st_size > MOST_BYTES + MOST_TEXT + OVERHEAD:
+            raise PackageRefused(f"found {path} larger than any package; expected a smaller one")
+        opened: bytes = pyrage.decrypt(path.read_bytes(), [own])
+    except OSError as error:
+        raise DataError(f"could not read {path}: {error.strerror}; expected a file") from None
+    except pyrage.DecryptError:
+        raise PackageRefused(
+            f"could not open {path}: it was sealed for others, or changed; expected one sealed for "
+            f"{own.to_public()}"
+        ) from None
+    return opened
+
+
+def _pyrage() -> Any:
+    return extra("pyrage", "share")

@@ -1,0 +1,139 @@
+"""Packages on their way: to and from registries of containers (OCI), and wherever fsspec goes."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
+from ..records import Json, write_atomic
+from .archive import MOST_BYTES, MOST_TEXT, archived, extracted, read_files
+
+OCI = "oci:"
+LAYER = "application/vnd.medistill.package.v1+zip"
+MOST = MOST_BYTES + MOST_TEXT
+TITLE = "package.medistill"
+
+
+def push(path: Path, target: str, *, insecure: bool = False) -> str:
+    """Send a package to `oci:HOST/NAME:TAG`, to a URL that fsspec knows, or to a path.
+
+    A folder travels as its archive. Returns the SHA-256 of what was sent. `insecure` speaks plain
+    HTTP with a registry.
+    Raises: PackageRefused when it is no package; RunRefused when the target takes it not.
+    """
+    content = archived(read_files(path))
+    digest = hashlib.sha256(content).hexdigest()
+    if target.startswith(OCI):
+        _push_oci(content, target.removeprefix(OCI), insecure)
+    elif _is_local(target):
+        place = _local(target)
+        if place.exists():
+            raise RunRefused(f"found {place} already there; expected a new place: choose another")
+        write_atomic(place, content)
+    else:
+        try:
+            with extra("fsspec", "share").open(target, "wb") as file:
+                file.write(content)
+        except (OSError, ValueError, ImportError) as error:
+            raise RunRefused(
+                f"could not write to {target} ({error}); expected a place that takes it"
+            ) from None
+    return digest
+
+
+def pulled(source: str, *, insecure: bool = False) -> bytes:
+    """Return the archive of a package from where `push` sends, never more bytes than one has.
+
+    It is not checked here: give it to `extracted` and `examined`, which `pull` of the command line
+    does before it writes anything.
+    Raises: DataError when there is none; PackageRefused when it is too large or another thing.
+    """
+    if source.startswith(OCI):
+        return _pull_oci(source.removeprefix(OCI), insecure)
+    try:
+        if _is_local(source):
+            with _local(source).open("rb") as file:
+                content = file.read(MOST + 1)
+        else:
+            with extra("fsspec", "share").open(source, "rb") as file:
+                content = bytes(file.read(MOST + 1))
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"could not read {source} ({error}); expected a package there") from None
+    return _small(content)
+
+
+def _small(content: bytes) -> bytes:
+    if len(content) > MOST:
+        raise PackageRefused(f"found more than {MOST:,} bytes; expected a package")
+    return content
+
+
+def _is_local(target: str) -> bool:
+    return "://" not in target or target.startswith("file://")
+
+
+def _local(target: str) -> Path:
+    return Path(target.removeprefix("file://"))
+
+
+def _client(name: str, insecure: bool) -> tuple[Any, str]:
+    host = name.partition("/")[0]
+    if "/" not in name or not host:
+        raise UsageError(f"found oci:{name}; expected oci:HOST/NAME:TAG")
+    client = extra("oras.client", "share").OrasClient(hostname=host, insecure=insecure)
+    return client, name
+
+
+def _push_oci(content: bytes, name: str, insecure: bool) -> None:
+    client, target = _client(name, insecure)
+    extracted(content)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / TITLE
+        place.write_bytes(content)
+        try:
+            client.push(
+                target, files=[f"{place}:{LAYER}"], disable_path_validation=True, quiet=True
+            )
+        except Exception as error:  # of oras, of requests and of the registry
+            raise RunRefused(
+                f"{name} did not take the package ({_first_line(error)}); expected a registry that "
+                "is there and lets you write"
+            ) from None
+
+
+def _pull_oci(name: str, insecure: bool) -> bytes:
+    """Take the one layer of a manifest, by its digest, in parts; titles in it are not looked at."""
+    client, target = _client(name, insecure)
+    try:
+        manifest: Json = client.get_manifest(client.get_container(target))
+        layers = [one for one in manifest.get("layers", []) if one.get("mediaType") == LAYER]
+        if len(layers) != 1 or int(layers[0]["size"]) > MOST:
+            raise PackageRefused(f"found no package, or too large a one, in {name}; expected one")
+        digest = str(layers[0]["digest"])
+        with client.get_blob(client.get_container(target), digest, stream=True) as response:
+            response.raise_for_status()
+            content = _limited(response.iter_content(1 << 20))
+    except PackageRefused:
+        raise
+    except Exception as error:  # of oras, of requests and of what a registry may answer
+        raise DataError(
+            f"could not read {name} ({_first_line(error)}); expected a package in a registry"
+        ) from None
+    if digest != f"sha256:{hashlib.sha256(content).hexdigest()}":
+        raise PackageRefused(f"found other bytes in {name} than its digest says; get it again")
+    return content
+
+
+def _limited(parts: Iterable[bytes]) -> bytes:
+    found = bytearray()
+    for part in parts:
+        found += part
+        if len(found) > MOST:
+            break
+    return _small(bytes(found))
+
+
+def _first_line(error: Exception) -> str:
+    return ascii(str(error).partition("\n")[0])[1:-1][:200]
