@@ -503,6 +503,8 @@ BAD_TENSORS = [
     tensors({"a": one("F64", [1])}),
     tensors({"a": one("BOOL")}),
     tensors({"a": one(None)}),
+    tensors({"a": one([])}),
+    tensors({"a": one({})}),
     tensors({"a": one(shape=[-8])}),
     tensors({"a": one(shape=[True])}),
     tensors({"a": one(shape=[8.0])}),

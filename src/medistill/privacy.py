@@ -82,10 +82,10 @@ def delta_of(mu: float, epsilon: float) -> float:
         >>> round(delta_of(1.0, 1.0), 6)
         0.126937
     """
-    from scipy.stats import norm
+    from scipy.special import log_ndtr
 
-    first = float(norm.logcdf(mu / 2 - epsilon / mu))
-    second = epsilon + float(norm.logcdf(-mu / 2 - epsilon / mu))
+    first = float(log_ndtr(mu / 2 - epsilon / mu))
+    second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
     return math.exp(first) * -math.expm1(min(0.0, second - first))
 
 

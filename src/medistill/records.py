@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,13 +49,20 @@ def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
         if name not in names:
             raise UsageError(f"{kind.__name__} has no field {name!r}: {nearest(name, names)}")
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(dict(record)), strict=True)
+        adapter: Any = _adapter(kind)  # type: ignore[arg-type]  # a type can be hashed
+        found: T = adapter.validate_json(json.dumps(dict(record)), strict=True)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(
             f"{kind.__name__}: {where} is {first.get('input')!r}; {first['msg'].lower()}"
         ) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # takes milliseconds to make
 
 
 def canonical(value: Any) -> bytes:

@@ -113,8 +113,8 @@ def manifest_of(record: Json) -> Manifest:
         "its std": min(recipe.std, default=0) > 0,
         "its recipe": 0 < recipe.stop <= recipe.steps <= 10**7 and 0 < recipe.batch <= 2**20,
         "its tiles": 1 <= recipe.factor <= min(card.shape, default=0),
-        "its backbone": all(0 <= n <= MOST_WIDTH for n in numbers)
-        and recipe.backbone.get("depth", 0) in range(MOST_DEPTH + 1),
+        "its backbone": all(0 < n <= MOST_WIDTH for n in numbers)
+        and recipe.backbone.get("depth", 1) in range(1, MOST_DEPTH + 1),
         "its tensors": {IMAGES, LABELS} <= set(found.tensors) <= {IMAGES, LABELS, *WHITENING},
         "its count of classes": len(found.per_class) == len(card.classes),
         "its texts": all(len(t) <= MOST_TEXT and _plain(t) for t in _texts(record)),

@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import PackageRefused
 from ..records import Json
 
 DEPTH = 16
+STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+BRACKETS = re.compile(rb"[][{}]")
 LARGEST = 2**53
 MOST_HEADER = 64 << 10
 MOST_TENSORS = 64
@@ -52,23 +55,11 @@ def parsed(content: bytes, name: str, most: int) -> Json:
 
 def _check_depth(content: bytes, name: str) -> None:
     """Count brackets outside of strings before anything recurses over them."""
-    depth, inside, escaped = 0, False, False
-    for byte in content:
-        if inside:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                inside = False
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > DEPTH:
-                raise PackageRefused(f"found more than {DEPTH} levels in {name}; expected fewer")
-        elif byte in b"]}":
-            depth -= 1
+    depth = 0
+    for bracket in BRACKETS.findall(STRINGS.sub(b"", content)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEPTH:
+            raise PackageRefused(f"found more than {DEPTH} levels in {name}; expected fewer")
 
 
 def _check_text(value: Any, name: str) -> None:
@@ -136,7 +127,12 @@ def _held(key: str, value: Any, name: str) -> Held:
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
     if any(type(n) is not int or n < 0 for n in numbers) or len(offsets) != 2 or len(shape) > 6:
         raise PackageRefused(f"found a shape or place that is none in {name}; expected counts")
-    if kind not in WIDTHS or 0 in shape or math.prod(shape) > MOST_NUMBERS:
+    if (
+        not isinstance(kind, str)
+        or kind not in WIDTHS
+        or 0 in shape
+        or math.prod(shape) > MOST_NUMBERS
+    ):
         raise PackageRefused(f"found {ascii(kind)[:20]} of shape {shape[:6]} in {name}")
     begin, end = offsets
     if end - begin != WIDTHS[kind] * math.prod(shape):

@@ -1,0 +1,262 @@
+"""Change packages in every way that comes to mind, and see that a reader only ever refuses them.
+
+    python benchmarks/fuzz.py [--count 10000000] [--minutes 5] [--workers 2]
+
+Mutations know the structure: bytes of the archive; bytes of one file, packed again with true sums;
+values, keys and nesting of each JSON; fields of the header of tensors; fields of the envelope. Most
+skip the signature, as if the sender were hostile, so that the readers behind it are reached. A
+crash is any exception but PackageRefused, a hang more than a second, and an audit hook notes files
+that are opened and code that is compiled or run. Counts, and what was found, go to
+results/fuzz.json; a crash is kept with its seed, so that it can be seen again.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from typer.testing import CliRunner
+
+from medistill import __version__
+from medistill.cli import app
+from medistill.errors import PackageRefused
+from medistill.package import Terms, generate, load_private, load_trust, pack
+from medistill.package.archive import archived, extracted
+from medistill.package.keys import Signer
+from medistill.package.read import examined
+
+RESULTS = Path(__file__).parent / "results" / "fuzz.json"
+HANG_S, BATCH = 1.0, 1000
+WATCHED = (
+    "open",
+    "exec",
+    "compile",
+    "import",
+    "os.system",
+    "subprocess.Popen",
+    "pickle.find_class",
+)
+Files = dict[str, bytes]
+EXTREMES: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**53, -(2**53), 0.5, -0.0, 1e308, 5e-324, "", "x", "\0",
+    "../x", "\x1b[2J", "\ud7ff", "x" * 3000, [], {}, [[]], [0], {"": 0}, {"a": {"a": {}}}, "U8",
+    "F16", "convnet", "monai", [1] * 50, ["a", "b"], "2099-01-01", "0" * 64,
+)  # fmt: skip
+
+
+def seeds(folder: Path) -> tuple[Files, tuple[Signer, ...]]:
+    """Make a small private run, and return a signed package of it with the sender's public key."""
+    sketch = ["sketch", "phantom:n=60,size=16", "--backbone", "convnet-1-4", "--networks", "2"]
+    sketch += ["--frequencies", "4", "--epsilon", "50", "--unit", "image", "--mean", "0.5"]
+    made = ["distill", str(folder / "a.sketch"), "--ipc", "1", "--steps", "1"]
+    for words, out in (([*sketch, "--std", "0.25", "--accept-noise"], "a.sketch"), (made, "run")):
+        result = CliRunner().invoke(app, [*words, "--out", str(folder / out)])
+        assert result.exit_code == 0, result.output
+    generate(folder / "keys")
+    key = load_private(folder / "keys" / "private.pem")
+    files = pack(folder / "run", Terms("small"), [key], allow=["no-audit", "no-scores"])
+    return files, load_trust(folder / "keys" / "public.pem")
+
+
+def bent(content: bytes, draw: random.Random) -> bytes:
+    """Return bytes with one to four places changed, cut, doubled or filled."""
+    found = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        at, kind = draw.randrange(len(found) + 1), draw.randrange(6)
+        size = min(draw.choice((1, 1, 2, 4, 8, 64, 1024)), len(found) - at)
+        if kind == 0 and size:
+            found[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            found[at : at + size] = draw.randbytes(size)
+        elif kind == 2:
+            del found[at : at + size]
+        elif kind == 3:
+            found[at:at] = found[at : at + size]
+        elif kind == 4:
+            found[at : at + size] = draw.choice((b"\0", b"\xff", b"[", b'"', b"9")) * size
+        else:
+            del found[at:]
+    return bytes(found)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all values in a record."""
+    found = [path] if path else []
+    inner = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inner = enumerate(value)
+    return found + [one for key, part in inner for one in places(part, (*path, key))]
+
+
+def other_record(record: Any, draw: random.Random) -> Any:
+    """Return a record with one to three values replaced, removed, moved, doubled or nested."""
+    for _ in range(draw.randint(1, 3)):
+        known = places(record)
+        if not known:
+            return copy.deepcopy(draw.choice(EXTREMES))
+        *way, last = draw.choice(known)
+        holder = record
+        for key in way:
+            holder = holder[key]
+        kind = draw.randrange(6)
+        if kind <= 1:
+            holder[last] = copy.deepcopy(draw.choice(EXTREMES))
+        elif kind == 2:
+            del holder[last]
+        elif kind == 3 and isinstance(holder, dict):
+            name = draw.choice(("more", "__class__", "", str(last) + " ", "a" * 99))
+            holder[name] = copy.deepcopy(holder[last])
+        elif kind == 4:
+            holder[last] = [holder[last]] * draw.choice((1, 2, 40))
+        elif isinstance(holder[last], int | float) and not isinstance(holder[last], bool):
+            holder[last] = holder[last] * draw.choice((-1, 0, 2, 10**6, 0.5)) + draw.choice((0, 1))
+        elif isinstance(holder[last], str):
+            holder[last] = bent(holder[last].encode(), draw).decode("utf-8", "replace")
+    return record
+
+
+def as_text(record: Any, draw: random.Random) -> bytes:
+    """Return a record as JSON, sometimes as JSON that is none."""
+    text = json.dumps(record, ensure_ascii=draw.random() < 0.5)
+    if draw.random() < 0.05:
+        text = text.replace(
+            draw.choice(("0", "1", "null", "{")), draw.choice(("NaN", "1e999", "[")), 1
+        )
+    if draw.random() < 0.05 and text.startswith("{") and len(text) > 2:
+        text = text[:-1] + "," + text[1:]
+    return text.encode("utf-8", "replace")
+
+
+def other_tensors(content: bytes, draw: random.Random) -> bytes:
+    """Return a file of tensors with another header or other numbers."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length], content[8 + length :]
+    kind = draw.randrange(4)
+    if kind < 2:
+        header = as_text(other_record(json.loads(header), draw), draw)
+    elif kind == 2:
+        data = bent(data, draw)
+    size = len(header) if draw.random() < 0.9 else draw.choice((0, 2**63, 2**64 - 1, length + 1))
+    return size.to_bytes(8, "little") + header + data
+
+
+def mutated(files: Files, draw: random.Random) -> tuple[str, Files | bytes]:
+    """Return the kind of a mutation, and a package that it changed."""
+    kind = draw.choice(
+        ("archive", "file", "json", "json", "json", "tensors", "tensors", "envelope")
+    )
+    if kind == "archive":
+        return kind, bent(archived(files), draw)
+    other = dict(files)
+    if kind == "file":
+        name = draw.choice(list(files))
+        other[name] = bent(files[name], draw)
+        if draw.random() < 0.1:
+            del other[draw.choice(list(other))]
+        return kind, archived(other) if draw.random() < 0.5 else other
+    if kind == "json":
+        name = draw.choice(("manifest.json", "manifest.json", "privacy.json", "evaluation.json"))
+        other[name] = as_text(other_record(json.loads(files[name]), draw), draw)
+    elif kind == "tensors":
+        other["data.safetensors"] = other_tensors(files["data.safetensors"], draw)
+    else:
+        name = "signature.dsse.json"
+        other[name] = as_text(other_record(json.loads(files[name]), draw), draw)
+    return kind, other
+
+
+def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> str:
+    """Read a package and say what came of it."""
+    try:
+        files = extracted(package) if isinstance(package, bytes) else package
+        if not signed:
+            files = {name: part for name, part in files.items() if name != "signature.dsse.json"}
+        examined(files, trust, unsigned=not signed)
+    except PackageRefused:
+        return "refused"
+    return "read"
+
+
+def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, Any]:
+    """Try one share of the mutations, each from its own seed."""
+    number, count, files, keys, until = job
+    torch.set_num_threads(1)
+    from medistill.package.keys import checked
+
+    trust = tuple(Signer("sender", checked(raw)) for raw in keys)
+    events: Counter[str] = Counter()
+    watching = [False]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching[0] and event in WATCHED:
+            events[f"{event} {ascii(arguments[0])[:80]}"] += 1
+
+    tried(files, trust, True)  # imports that any reading needs
+    tried(files, trust, False)
+    sys.addaudithook(hook)
+    done: Counter[str] = Counter()
+    crashes, slowest = [], 0.0
+    for at in range(number * count, (number + 1) * count):
+        if at % BATCH == 0 and time.time() > until:
+            break
+        draw = random.Random(at)
+        kind, package = mutated(files, draw)
+        signed = kind in ("envelope", "archive") or draw.random() < 0.1
+        begin = time.perf_counter()
+        watching[0] = True
+        try:
+            came = tried(package, trust, signed)
+        except Exception:
+            watching[0] = False
+            came = "crashed"
+            crashes.append({"seed": at, "kind": kind, "trace": traceback.format_exc()[-800:]})
+        watching[0] = False
+        slowest = max(slowest, time.perf_counter() - begin)
+        done[f"{kind} {came}"] += 1
+    return {"done": done, "crashes": crashes[:20], "slowest": slowest, "events": events}
+
+
+def main() -> None:
+    """Share the work and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000_000)
+    parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    begin = time.time()
+    with tempfile.TemporaryDirectory() as place:
+        files, trust = seeds(Path(place))
+    keys = tuple(one.key.public_bytes_raw() for one in trust)
+    share, until = given.count // given.workers, begin + 60 * given.minutes
+    jobs = [(number, share, files, keys, until) for number in range(given.workers)]
+    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        parts = pool.map(worker, jobs, chunksize=1)
+    done: Counter[str] = sum((part["done"] for part in parts), Counter())
+    found = {
+        "mutations": sum(done.values()),
+        "done": dict(sorted(done.items())),
+        "crashes": [one for part in parts for one in part["crashes"]],
+        "slowest_s": round(max(part["slowest"] for part in parts), 4),
+        "hangs": sum(part["slowest"] > HANG_S for part in parts),
+        "events": dict(sum((part["events"] for part in parts), Counter())),
+        "seconds": round(time.time() - begin, 1),
+        "version": __version__,
+    }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({**found, "crashes": len(found["crashes"])}, indent=1))
+    for one in found["crashes"][:5]:
+        print(one["seed"], one["kind"], one["trace"])
+    sys.exit(bool(found["crashes"] or found["hangs"] or found["events"]))
+
+
+if __name__ == "__main__":
+    main()
