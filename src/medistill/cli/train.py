@@ -16,6 +16,7 @@ from .common import (
     Seed,
     Spacing,
     Window,
+    at_least_one,
     emit,
     guarded,
     interval_text,
@@ -44,6 +45,9 @@ def train(
         bool,
         typer.Option("--sites/--no-sites", help="Also train on each site alone, and without it."),
     ] = True,
+    students: Annotated[
+        int, typer.Option(help="Networks to train and test; the first one is saved.")
+    ] = 1,
     device: Device = "auto",
     seed: Seed = 0,
     window: Window = None,
@@ -67,6 +71,8 @@ def train(
     from ..errors import RunRefused
     from ..model import save, train_together
 
+    at_least_one(students=students)
+
     if out.exists():
         raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
     how: Json = {"seed": seed, "device": find_device(device)}
@@ -75,32 +81,36 @@ def train(
     if data:
         where = optioned(data, window=window, spacing=spacing)
         splits = load(where, root=data_root, offline=offline, seed=seed).to(how["device"])
-    network = train_together([one.synthetic for one in given], **how)
+    several = [how | {"seed": seed + number} for number in range(students)]
+    networks = [train_together([one.synthetic for one in given], **one) for one in several]
     first = given[0].synthetic
     record: Json = {"model": str(out), "packages": [one.name for one in given]}
-    record |= _tested(network, given, splits, how if sites else None)
-    save(out, network, first.recipe, first.card)
+    record |= _tested(networks, given, splits, how if sites else None)
+    save(out, networks[0], first.recipe, first.card)
     record["recipe"] = dataclasses.asdict(first.recipe)
     emit(record, _text(record, data), as_json)
 
 
 def _tested(
-    network: "Network", given: "list[Given]", splits: "Splits | None", how: Json | None
+    networks: "list[Network]", given: "list[Given]", splits: "Splits | None", how: Json | None
 ) -> Json:
     """Return the local scores, what they are held against, and what each site is worth."""
     from ..compute import peak_memory
+    from ..metrics import score
     from ..model import influence, test, test_together
 
     one = given[0] if len(given) == 1 else None
     local, worth, reached = None, None, None
     if splits and one:
-        local = test(network, splits.test, one.synthetic.recipe, one.synthetic.card)
+        first = one.synthetic
+        found = [test(network, splits.test, first.recipe, first.card) for network in networks]
+        local = found[0]
         if one.declared and splits.test.card.name == one.declared_on:
-            reached = {"mean": local["accuracy"], "low": None, "high": None, "n": 1}
+            reached = dataclasses.asdict(score([each["accuracy"] for each in found]))
     elif splits:
-        local = test_together(network, splits.test, given)
+        local = test_together(networks[0], splits.test, given)
         if how:
-            own = test_together(network, splits.val, given)["accuracy"]
+            own = test_together(networks[0], splits.val, given)["accuracy"]
             worth = {"together": own, "sites": influence(given, splits.val, **how)}
     return {
         "declared": one.declared if one else None,
@@ -121,7 +131,7 @@ def _text(record: Json, data: str | None) -> str:
     if told:
         lines.append(f"declared accuracy: {interval_text(told)} on {record['declared_on']}")
     if record["reproduced"]:
-        lines.append(_held_against(record["reproduced"]["mean"], told))
+        lines.append(_held_against(record["reproduced"], told))
     if worth:
         lines.append(f"on validation data, all sites together: {100 * worth['together']:.1f}")
         for row in worth["sites"]:
@@ -149,12 +159,13 @@ def _given(path: Path, trust: Path | None, unsigned: bool) -> "Given":
     return Given(name, found.synthetic, told.declared, told.declared_on)
 
 
-def _held_against(reached: float, told: Json) -> str:
-    """Say whether one student reached what was declared, with a point to spare."""
+def _held_against(reached: Json, told: Json) -> str:
+    """Say whether the students reached what was declared, with a point to spare."""
     low, high = (told["mean"] if told[end] is None else told[end] for end in ("low", "high"))
-    if low - 0.01 <= reached <= high + 0.01:
-        return "reproduced: within the declared interval, give or take a point"
-    side = "below" if reached < low else "above"
-    return (
-        f"NOT reproduced: {100 * abs(reached - told['mean']):.1f} points {side} what was declared"
-    )
+    mine = f"{interval_text(reached)} by {reached['n']} student(s)"
+    if low - 0.01 <= reached["mean"] <= high + 0.01:
+        return f"reproduced: {mine}, within the declared interval, give or take a point"
+    apart, side = 100 * abs(reached["mean"] - told["mean"]), "above"
+    if reached["mean"] < low:
+        side = "below"
+    return f"NOT reproduced: {mine}, {apart:.1f} points {side} what was declared"
