@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) cannot make a virtual environment: install its venv package" \
 		"(on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 	@test -x $(VENV)/bin/pip || '$(PYTHON)' -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dp,report,medical,ray,share,tracking,dev]' -c constraints.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dp,report,medical,onnx,ray,share,tracking,dev]' -c constraints.txt
 	@touch $@
 
 demo: setup

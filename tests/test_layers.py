@@ -23,7 +23,7 @@ FLOORS = (
     ("methods",),
     ("arms", "prepare", "variation"),
     ("distill", "evaluate", "model", "measure"),
-    ("audit",),
+    ("audit", "handover"),
     ("cell", "conformance"),
     ("study",),
     ("tabulate", "indicator"),

@@ -5,7 +5,9 @@ import dataclasses
 import io
 import json
 import os
+import random
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 
 import medistill
 import medistill.package
+from medistill import model
 from medistill.cli import app
 from medistill.errors import DataError, PackageRefused, RunRefused, UsageError
 from medistill.model import balanced, train_together
@@ -945,3 +948,50 @@ def test_a_model_of_several_sites_and_what_each_is_worth(site: Path, tmp_path: P
     other = dataclasses.replace(sets[1].recipe, backbone={"family": "mlp", "width": 8})
     with pytest.raises(DataError, match="found backbone"):
         train_together([sets[0], dataclasses.replace(sets[1], recipe=other)])
+
+
+# For ever
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.medistill")), ids=lambda p: p.stem)
+def test_packages_of_every_format_version_open(path: Path) -> None:
+    found = examined(read_files(path), load_trust(path.with_suffix(".pem")))
+    assert (found.manifest.name, len(found.images)) == ("golden", 4)
+    assert found.manifest.site == "Golden hospital"
+    assert found.privacy["guarantee"]["epsilon"] == 20
+    images, labels = found.synthetic.to_train()
+    assert images.isfinite().all()
+    assert labels.sum() == len(labels)
+    assert model.train(found.synthetic)
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_a_whole_package_or_none(site: Path, tmp_path: Path) -> None:
+    key, public = site / "keys" / "private.pem", site / "keys" / "public.pem"
+    begin = [sys.executable, "-m", "medistill"]
+    source, draw = tmp_path / "source", random.Random(0)
+    assert cli("pack", site / "run", "--key", key, "--out", source).exit_code == 0
+    jobs: list[list[Any]] = [
+        ["pack", site / "run", "--key", key],
+        ["pack", site / "run", "--key", key, "--folder"],
+        ["pull", source, "--trust", public],
+        ["train", source, "--trust", public],
+    ]
+    for number in range(12):
+        out = tmp_path / f"out{number}"
+        words = [*map(str, jobs[number % 4]), "--out", str(out)]
+        if words[0] != "train":
+            words += ["--name", "source"] if words[0] == "pack" else []
+        with subprocess.Popen([*begin, *words], stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(draw.uniform(1.0, 4.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        if not out.exists():
+            continue
+        if words[0] == "train":
+            model.load(out)
+        else:
+            assert examined(read_files(out), load_trust(public))

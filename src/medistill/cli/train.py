@@ -26,10 +26,19 @@ from .package import Trust, Unsigned
 
 Json = dict[str, Any]
 
+Students = Annotated[int, typer.Option(help="Networks to train and test; the first one is saved.")]
+Onnx = Annotated[Path | None, typer.Option(help="Also write the model as ONNX (extra onnx).")]
+Bundle = Annotated[
+    Path | None, typer.Option(help="Also write the model as a MONAI Bundle, a folder.")
+]
+Sites = Annotated[
+    bool, typer.Option("--sites/--no-sites", help="Also train on each site alone, and without it.")
+]
+
 if TYPE_CHECKING:
     from ..backbones import Network
     from ..model import Given
-    from ..sets import Splits
+    from ..sets import Splits, SyntheticSet
 
 
 @guarded
@@ -41,13 +50,10 @@ def train(
     trust: Trust = None,
     unsigned: Unsigned = False,
     data: Annotated[str | None, typer.Option(help=f"Local data to test on. {SOURCE_HELP}")] = None,
-    sites: Annotated[
-        bool,
-        typer.Option("--sites/--no-sites", help="Also train on each site alone, and without it."),
-    ] = True,
-    students: Annotated[
-        int, typer.Option(help="Networks to train and test; the first one is saved.")
-    ] = 1,
+    sites: Sites = True,
+    students: Students = 1,
+    onnx: Onnx = None,
+    bundle: Bundle = None,
     device: Device = "auto",
     seed: Seed = 0,
     window: Window = None,
@@ -73,8 +79,9 @@ def train(
 
     at_least_one(students=students)
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
+    for path in (out, onnx, bundle):
+        if path and path.exists():
+            raise RunRefused(f"found {path} already there; expected a new place: choose another")
     how: Json = {"seed": seed, "device": find_device(device)}
     given = [_given(path, trust, unsigned) for path in sets]
     splits = None
@@ -87,8 +94,20 @@ def train(
     record: Json = {"model": str(out), "packages": [one.name for one in given]}
     record |= _tested(networks, given, splits, how if sites else None)
     save(out, networks[0], first.recipe, first.card)
+    _hand_over(networks[0], first, onnx, bundle)
     record["recipe"] = dataclasses.asdict(first.recipe)
     emit(record, _text(record, data), as_json)
+
+
+def _hand_over(
+    network: "Network", made: "SyntheticSet", onnx: Path | None, bundle: Path | None
+) -> None:
+    from ..handover import write_bundle, write_onnx
+
+    if onnx:
+        write_onnx(onnx, network, made.recipe, made.card)
+    if bundle:
+        write_bundle(bundle, network, made.recipe, made.card)
 
 
 def _tested(
