@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from medistill.data import load
+from medistill.data.vary import _dealt
 from medistill.errors import DataError, UsageError
+from medistill.rng import Rng
+from medistill.sets import RealSet
 
 BASE = "phantom:n=200,classes=4,variation=0.9"
 
@@ -39,6 +42,34 @@ def test_fewer_images_keep_the_frequencies_and_the_test_split() -> None:
     assert [len(members) for members in part.train.by_class] == [60, 15]
     assert len(part.val) == min(75, 100)  # all that there are: 60 and 15
     assert torch.equal(part.test.images, load("phantom:n=600,classes=2").test.images)
+
+
+def test_parts_share_everything_and_nothing_twice() -> None:
+    whole = load("phantom:n=90,size=16,classes=3,variation=1")
+    source = "vary:(phantom:n=90,size=16,classes=3,variation=1);part="
+    parts = [load(f"{source}{k}/4") for k in (1, 2, 3, 4)]
+    for name in ("train", "val"):
+        split = getattr(whole, name)
+        told = sorted(image.numpy().tobytes() for image in split.images)
+        found = [i.numpy().tobytes() for part in parts for i in getattr(part, name).images]
+        assert sorted(found) == told
+    for part in parts:  # classes are as frequent as in all
+        assert all(7 <= len(members) <= 8 for members in part.train.by_class)
+        assert torch.equal(part.test.images, whole.test.images)
+    again = load(f"{source}2/4")
+    assert torch.equal(again.train.images, parts[1].train.images)
+
+
+def test_a_patient_is_at_one_site() -> None:
+    real = load("phantom:n=60,size=16").train
+    groups = torch.arange(60) // 5
+    known = RealSet(real.images, real.labels, real.card, groups)
+    seen: list[int] = []
+    for place in range(3):
+        part = _dealt(known, place, 3, Rng(0).at("x"))
+        assert part.groups is not None
+        seen += part.groups.unique().tolist()
+    assert sorted(seen) == list(range(12))
 
 
 def test_imbalance_is_geometric_and_leaves_test_alone() -> None:
@@ -78,6 +109,8 @@ def test_volumes_are_varied_too(data_root: Path) -> None:
         ("vary:(phantom:n=40);classes=nodule|nodule", "two or more"),
         ("vary:(phantom:n=40);contrast=2", "from 0 to 1"),
         ("vary:(phantom:n=40);contrst=1", "did you mean contrast"),
+        ("vary:(phantom:n=40);part=2", "expected K/N"),
+        ("vary:(phantom:n=40);part=4/3", "K from 1 to N"),
         ("vary:phantom,phantom", "found 2 sources"),
         ("vary:(phantom:n=40", "closing"),
     ],

@@ -12,7 +12,7 @@ from ..rng import Rng
 from ..sets import FULL, Card, RealSet, Splits, TaskKind, copied
 from .source import Source, Where, bare, split_outside
 
-OPTIONS = ("classes", "n", "imbalance", "contrast", "resolution", "noise", "size")
+OPTIONS = ("classes", "part", "n", "imbalance", "contrast", "resolution", "noise", "size")
 LEAST = 100  # validation images that stay where a set is cut: fewer choose by chance
 
 
@@ -23,6 +23,9 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
     They are done in this order. Options:
 
         classes=A|B    these classes alone
+        part=K/N       the K-th of N parts, as if N sites shared the data: training and validation
+                       units (patients, where they are known) are dealt out by seed, class by
+                       class; test stays as it is
         n=N            at most N training images, chosen by seed, classes as frequent as before;
                        validation shrinks alike, to 100 images at least; test stays as it is
         imbalance=R    training and validation classes shrink geometrically, from the first, which
@@ -47,6 +50,10 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
                 "one label per image for classes and imbalance: leave them out"
             )
         splits = _classes(splits, source)
+    if "part" in source.options:
+        place, count = _part(source.options["part"])
+        shares = [_dealt(one, place, count, rng.at("part", i)) for i, one in enumerate(splits[:2])]
+        splits = Splits(shares[0], shares[1], splits.test)
     limit = source.integer("n", 0, 1, 1 << 40)
     if limit:
         splits = _limited(splits, limit, rng)
@@ -120,6 +127,31 @@ def _card(card: Card, source: Source) -> Card:
     told = ";".join(f"{name}={source.options[name]}" for name in OPTIONS if name in source.options)
     shape = (side,) * len(card.shape) if side else card.shape
     return replace(card, name=f"{card.name};{told}" if told else card.name, shape=shape)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Read K/N as a place from 0 and a count."""
+    words = text.split("/")
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        raise UsageError(f"vary: found part={text}; expected K/N, as 1/3")
+    place, count = map(int, words)
+    if not 1 <= place <= count <= 10_000:
+        raise UsageError(f"vary: found part={text}; expected K from 1 to N, and N to 10000")
+    return place - 1, count
+
+
+def _dealt(real: RealSet, place: int, count: int, generator: torch.Generator) -> RealSet:
+    """Deal units out in turn, in random order within each class, and return one place's images."""
+    units = torch.arange(len(real)) if real.groups is None else real.groups
+    names, which = units.unique(return_inverse=True)
+    own = torch.zeros(len(names), dtype=torch.int64)
+    if real.labels.ndim == 1:
+        own[which.flip(0)] = real.labels.flip(0)  # of the first image of each
+    drawn = torch.randperm(len(names), generator=generator)
+    order = drawn[own[drawn].argsort(stable=True)]
+    turn = torch.empty_like(order)
+    turn[order] = torch.arange(len(names)) % count
+    return real.take((turn[which] == place).nonzero().flatten())
 
 
 def _changed(part: RealSet, card: Card, source: Source, rng: Rng) -> RealSet:

@@ -1,0 +1,263 @@
+"""How small packages are, how fast they are read, and how fast bad ones are refused.
+
+    python benchmarks/packages.py run      # about ten minutes on two cores
+    python benchmarks/packages.py table    # writes docs/package_sizes.md
+
+Sizes: PneumoniaMNIST at ten images per class by `sketch` from noise, packed and scored as a
+receiver scores it, beside random real images of the same number, as many of them as JPEG files
+(quality 75) as have the package's bytes, and the whole training split. Students of one recipe, five
+of each; the learning rate is chosen once, by random images on the validation split. Times: the
+fastest of five in one process, and what the resident memory grew by. Results go to
+results/packages.json.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from stream import Memory
+
+from medistill import __version__
+from medistill.arms import arm_rows, random_arm, synthetic_arm
+from medistill.backbones import ConvNet
+from medistill.budget import Budget
+from medistill.compute import Compute
+from medistill.data import load
+from medistill.distill import Run, distill, distill_to
+from medistill.errors import PackageRefused
+from medistill.features import logits_of_set
+from medistill.methods import Task
+from medistill.methods.random import Random
+from medistill.methods.sketch import FromSketch
+from medistill.metrics import evaluate_task, score
+from medistill.package import Terms, archived, generate, load_private, load_trust, pack
+from medistill.package.archive import extracted
+from medistill.package.read import examined
+from medistill.progress import hushed
+from medistill.records import from_record
+from medistill.rng import Rng
+from medistill.sets import RealSet, Recipe, Splits
+from medistill.train import RealImages, balanced_index, fit
+
+RESULTS = Path(__file__).parent / "results" / "packages.json"
+TABLE = Path(__file__).parents[1] / "docs" / "package_sizes.md"
+STUDENT, COMPUTE, STUDENTS, IPC, JPEG = ConvNet(width=32), Compute("bfloat16"), 5, 10, 75
+RATES = (0.01, 0.03)
+Allow: Any = ["no-audit", "no-scores", "real-pixels"]
+
+
+def packed(source: str, method: Any, ipc: int, place: Path) -> tuple[dict[str, bytes], Any, Splits]:
+    """Distill, pack and sign; return the files, the receiver's keys and the data."""
+    splits = load(source, offline=True)
+    task = Task(splits.train, Budget(ipc=ipc), STUDENT, compute=COMPUTE)
+    steps = 600 if isinstance(method, FromSketch) else None
+    distill_to(place / "run", Run(method, task, 0, source, "", steps), resume=False)
+    generate(place / "keys")
+    key = load_private(place / "keys" / "private.pem")
+    files = pack(place / "run", Terms("measured"), [key], allow=Allow)
+    return files, load_trust(place / "keys" / "public.pem"), splits
+
+
+def sizes() -> list[dict[str, Any]]:
+    """Return bytes and scores of a package and of what else as many bytes could be."""
+    with tempfile.TemporaryDirectory() as folder:
+        method = FromSketch(factor=1)
+        files, trust, splits = packed("pneumoniamnist", method, IPC, Path(folder))
+    package = examined(files, trust)
+    size = len(archived(files))
+    task = Task(splits.train, Budget(ipc=IPC), STUDENT, compute=COMPUTE)
+    drawn = distill(Random(), task, seed=0)
+    base = replace(package.manifest.recipe, steps=1000, stop=1000, batch=128)
+    how: dict[str, Any] = {"compute": COMPUTE}
+    how["seeds"] = range(STUDENTS)
+    rows, recipe = arm_rows(random_arm(drawn, splits), splits, base, STUDENT, rates=RATES, **how)
+    chosen = from_record(Recipe, recipe)
+    arm = synthetic_arm(package.synthetic)
+    made, _ = arm_rows(arm, splits, chosen, STUDENT, rates=(), **how)
+    pixels = splits.train.images[0].numel()
+    found = [row_of("package", len(package.images), size, made)]
+    found.append(row_of("random images, raw", len(drawn), len(drawn) * (pixels + 1), rows))
+    coded = [jpeg(image) for image in splits.train.images]
+    each = sum(map(len, coded)) / len(coded)
+    count = int(size / each)
+    decoded = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(c)))) for c in coded])
+    lossy = RealSet(decoded.unsqueeze(1), splits.train.labels, splits.train.card)
+    several = [trained(lossy, splits, chosen, count, seed) for seed in range(STUDENTS)]
+    found.append(row_of("random images, JPEG", count, size, several))
+    many = [trained(splits.train, splits, chosen, len(splits.train), s) for s in range(STUDENTS)]
+    found.append(row_of("all images, JPEG", len(coded), sum(map(len, coded)), many))
+    return found
+
+
+def row_of(what: str, images: int, size: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a line of the table."""
+    accuracy = score([row["accuracy"] for row in rows])
+    return {
+        "what": what,
+        "images": images,
+        "bytes": size,
+        "accuracy": [accuracy.mean, accuracy.low, accuracy.high],
+        "auc": score([row["auc"] for row in rows]).mean,
+    }
+
+
+def jpeg(image: torch.Tensor) -> bytes:
+    """Return a gray image as JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(image[0].numpy()).save(out, "JPEG", quality=JPEG)
+    return out.getvalue()
+
+
+def trained(real: RealSet, splits: Splits, recipe: Recipe, count: int, seed: int) -> dict[str, Any]:
+    """Train a student on so many random images, all classes equally often, and test it."""
+    rng = Rng(seed).child("bytes")
+    index = torch.randperm(len(real), generator=rng.at("images"))[:count]
+    part = real.take(index)
+    network = STUDENT.build(real.card, rng.at("network"))
+    fit(network, RealImages(part, balanced_index(part)), recipe, rng, compute=COMPUTE)
+    logits = logits_of_set(network, splits.test)
+    return dict(evaluate_task(splits.test.card.task, logits, splits.test.labels))
+
+
+def timed(what: Callable[[], object]) -> tuple[float, int]:
+    """Return the best of five times, and the memory that one run takes beyond the present."""
+    best = float("inf")
+    with Memory() as memory:
+        for _ in range(5):
+            begin = time.perf_counter()
+            what()
+            best = min(best, time.perf_counter() - begin)
+    return best, memory.own
+
+
+def speeds() -> dict[str, Any]:
+    """Return how long reading a package of 10 MB takes, and refusing each hostile one."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = "phantom:n=2400,size=64,channels=3"
+        files, trust, _ = packed(source, Random(), 400, Path(folder))
+    whole = archived(files)
+    seconds, _ = timed(lambda: examined(extracted(whole), trust))
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("data.safetensors", bytes(256 << 20))
+    deep = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    many = json.dumps({str(n): {} for n in range(5000)}).encode()
+    hostile: dict[str, Callable[[], object]] = {
+        "a bit of 10 MB flipped": lambda: examined(extracted(flipped(whole)), trust),
+        "bomb of 256 MiB": lambda: extracted(bomb.getvalue()),
+        "100,000 levels": lambda: examined({**files, "manifest.json": deep}, (), unsigned=True),
+        "header of 2^60 bytes": lambda: examined(
+            bare(files, (1 << 60).to_bytes(8, "little")), (), unsigned=True
+        ),
+        "5,000 tensors": lambda: examined(
+            bare(files, len(many).to_bytes(8, "little") + many), (), unsigned=True
+        ),
+        "signed by a stranger": lambda: examined(files, ()),
+        "no signature": lambda: examined(bare(files, b""), ()),
+    }
+    rows = []
+    for name, what in hostile.items():
+        spent, grown = timed(lambda what=what: refused(what))  # type: ignore[misc]
+        rows.append({"what": name, "seconds": round(spent, 4), "grown_bytes": grown})
+    small = {}
+    for name, channels, classes, size in (
+        ("gray 28, 2 classes", 1, 2, 28),
+        ("color 64, 9", 3, 9, 64),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            source = f"phantom:n=270,size={size},channels={channels},classes={classes}"
+            small[name] = len(archived(packed(source, Random(), IPC, Path(folder))[0]))
+    return {"bytes": len(whole), "read_s": round(seconds, 4), "refused": rows, "ipc10_bytes": small}
+
+
+def flipped(content: bytes) -> bytes:
+    """Return content with one bit changed in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def bare(files: dict[str, bytes], data: bytes) -> dict[str, bytes]:
+    """Return files without a signature, with other tensors."""
+    rest = {name: part for name, part in files.items() if name != "signature.dsse.json"}
+    return {**rest, "data.safetensors": data or files["data.safetensors"]}
+
+
+def refused(what: Callable[[], object]) -> None:
+    """Fail unless it is refused."""
+    try:
+        what()
+    except PackageRefused:
+        return
+    raise AssertionError("read what had to be refused")
+
+
+def table() -> None:
+    """Write the page."""
+    held = json.loads(RESULTS.read_text())
+    lines = [
+        "# Sizes and times of packages",
+        "",
+        "Written by `python benchmarks/packages.py table` from `benchmarks/results/packages.json`, "
+        "whose head says how. PneumoniaMNIST, ten images per class by `sketch` from noise. A point "
+        "is one percent of accuracy above chance (62.5%, the larger class of the test split).",
+        "",
+        "| what | images | bytes | accuracy | AUC | bytes a point |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in held["sizes"]:
+        mean, low, high = (100 * value for value in row["accuracy"])
+        points = max(mean - 62.5, 0.1)
+        lines.append(
+            f"| {row['what']} | {row['images']:,} | {row['bytes']:,} | {mean:.1f} [{low:.1f}, "
+            f"{high:.1f}] | {100 * row['auc']:.1f} | {row['bytes'] / points:,.0f} |"
+        )
+    fast = held["speeds"]
+    lines += [
+        "",
+        f"A package of {fast['bytes']:,} bytes is verified and loaded in {fast['read_s']:.3f} s. "
+        "Ten images per class take "
+        + ", ".join(f"{size:,} bytes ({name})" for name, size in fast["ipc10_bytes"].items())
+        + ".",
+        "",
+        "| refused | milliseconds | memory, MiB |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {row['what']} | {1000 * row['seconds']:.1f} | {row['grown_bytes'] / 2**20:.0f} |"
+        for row in fast["refused"]
+    ]
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Measure, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["run", "table"])
+    parser.add_argument("--only", choices=["sizes", "speeds"])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.part == "table":
+        table()
+        return
+    held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for name, measure in (("speeds", speeds), ("sizes", sizes)):
+        if given.only in (None, name):
+            with hushed():
+                held[name] = measure()
+            held["version"] = __version__
+            RESULTS.write_text(json.dumps(held, indent=1) + "\n")
+            print(json.dumps(held[name], indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
