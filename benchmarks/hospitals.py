@@ -192,8 +192,9 @@ def measured(source: str, seed: int) -> list[Row]:
         add("packages", train_together(list(sets.values()), seed=seed), moved, 1)
         held = [Sketch.load(place / f"{name}.sketch") for name in SITES]
         merged = merge(held)
-        task = Task(merged.without_images(), Budget(ipc=IPC), STUDENT, compute=COMPUTE)
-        made = distill(METHOD, replace(task, sketch=merged), seed=seed, steps=STEPS)
+        empty, how = merged.without_images(), {"compute": COMPUTE, "sketch": merged}
+        task = Task(empty, Budget(ipc=IPC), STUDENT, **how)  # type: ignore[arg-type]
+        made = distill(METHOD, task, seed=seed, steps=STEPS)
         sent = sum((place / f"{name}.sketch").stat().st_size for name in SITES)
         add("sketches", train_together([by_recipe(made)], seed=seed), sent, 1, public=True)
         weights = 4 * sum(

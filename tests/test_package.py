@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shlex
 import struct
 import subprocess
 import sys
@@ -948,6 +949,46 @@ def test_a_model_of_several_sites_and_what_each_is_worth(site: Path, tmp_path: P
     other = dataclasses.replace(sets[1].recipe, backbone={"family": "mlp", "width": 8})
     with pytest.raises(DataError, match="found backbone"):
         train_together([sets[0], dataclasses.replace(sets[1], recipe=other)])
+
+
+@pytest.mark.slow
+def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_path: Path) -> None:
+    """Three processes, each with its own part of the data; only packages and keys travel."""
+    begin = [sys.executable, "-m", "medistill"]
+    base = "phantom:n=180,size=16,variation=1"
+    script = """
+        set -e
+        {0} distill "vary:({1});part={2}/3;contrast={3}" --method dm --ipc 2 --steps 3 \
+            --backbone convnet-1-4 --out {4}/run
+        {0} keygen --out {4}/keys
+        {0} pack {4}/run --key {4}/keys/private.pem --site "Site {2}" --name site{2} \
+            --allow no-audit,no-scores --out {5}/{2}.medistill
+        cp {4}/keys/public.pem {5}/trust/site{2}.pem
+    """
+    travel = tmp_path / "travel"
+    (travel / "trust").mkdir(parents=True)
+    command = shlex.join(begin)
+    words = [
+        script.format(command, base, k, 1 - 0.2 * k, shlex.quote(str(tmp_path / f"{k}")), travel)
+        for k in (1, 2, 3)
+    ]
+    homes = [subprocess.Popen(["bash", "-c", one], stdout=subprocess.DEVNULL) for one in words]
+    assert [home.wait(240) for home in homes] == [0, 0, 0]
+    assert sorted(path.name for path in travel.iterdir()) == [
+        *(f"{k}.medistill" for k in (1, 2, 3)),
+        "trust",
+    ]
+    packages = sorted(travel.glob("*.medistill"))
+    told = ["train", *packages, "--trust", travel / "trust", "--data", base, "--json"]
+    trained = cli(*told, "--out", tmp_path / "model.safetensors")
+    assert trained.exit_code == 0, trained.output
+    found = json.loads(trained.stdout)
+    assert found["packages"] == ["Site 1", "Site 2", "Site 3"]
+    assert len(found["influence"]["sites"]) == 3
+    first = read(packages[0], travel / "trust")
+    assert [one.name for one in first.signers] == ["site1"]
+    with pytest.raises(PackageRefused, match="0 signature"):
+        read(packages[0], travel / "trust" / "site2.pem")
 
 
 # For ever
