@@ -240,14 +240,14 @@ def test_noise_that_is_drawn_again_is_caught() -> None:
     zeros, worst = torch.zeros(shape, dtype=torch.int64), worst_patient(shape, held.bound)
     found = audit_mechanism(zeros, worst, held, runs=600, release=again)
     assert found.broken
-    assert found.lower > 3
+    assert found.lower > 2
 
     def forgotten(sums: torch.Tensor, guarantee: Guarantee) -> torch.Tensor:
         return sums
 
     assert audit_mechanism(zeros, worst, held, runs=200, release=forgotten).lower > 10
     too_long = worst * 3  # a patient that was not clipped
-    assert audit_mechanism(zeros, too_long, held, runs=600).broken
+    assert audit_mechanism(zeros, too_long, held, runs=2400).broken
 
 
 def test_small_audits_of_the_mechanism_say_little() -> None:
