@@ -1,17 +1,19 @@
 """Whether the audit's own controls and the audit of a release are what they claim to be.
 
-    python benchmarks/controls.py [--only release|negative|positive]
+    python benchmarks/controls.py run [--only release|negative|positive]
+    python benchmarks/controls.py table     # writes docs/controls.md
 
 `release`: RELEASES audits of 20,000 private releases with and without the longest vector, each with
 fresh noise; how often the lower bound is at most epsilon, and how much of epsilon it reaches.
 `negative`: models of random real images, attacked with members that were drawn anew by SEEDS sets
 of coins; how often the 95% intervals hold what nothing to find gives. `positive`: copies of real
 images; what the attack on the set finds at one false alarm in a hundred, and the area of the best
-attack on the student. Results go to results/controls.json; `leaks.py table` writes them down.
+attack on the student. Results go to results/controls.json.
 """
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from medistill.privacy import Guarantee, bound_of, noise_of
 from medistill.progress import hushed
 
 RESULTS = Path(__file__).parent / "results" / "controls.json"
+TABLE = Path(__file__).parents[1] / "docs" / "controls.md"
 SETS = ("breastmnist", "vary:pneumoniamnist;n=2000")
 RELEASES, EPSILONS, SEEDS, MODELS, IMAGES = 40, (1.0, 4.0), 200, 8, 400
 RATE, DELTA = 0.01, 1e-5
@@ -39,9 +42,13 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parts = {"release": release, "negative": negative, "positive": positive}
+    parser.add_argument("part", choices=["run", "table"])
     parser.add_argument("--only", choices=list(parts), action="append")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.part == "table":
+        table()
+        return
     held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in given.only or parts:
         held[name] = parts[name]()
@@ -108,6 +115,55 @@ def positive() -> list[dict[str, Any]]:
                 row |= {"auc": round(curve.auc, 4), "auc_low": round(curve.auc_low, 4)}
                 found.append(row | {"tpr": round(at.tpr, 4), "low": at.low, "members": at.members})
     return found
+
+
+def table() -> None:
+    """Write the page."""
+    held = json.loads(RESULTS.read_text())
+    lines = [
+        "# Are the audit's controls what they claim to be?",
+        "",
+        "Written by `python benchmarks/controls.py table` from `benchmarks/results/controls.json`; "
+        "its head says how.",
+    ]
+    if "release" in held:
+        lines += ["", "## The release", ""]
+        heads = ("epsilon", "audits", "releases", "lower bound, mean", "least", "most")
+        heads += ("at most epsilon", "0.8 epsilon or more")
+        lines += ["| " + " | ".join(heads) + " |"]
+        lines += ["|---" * 8 + "|"]
+        for row in held["release"]:
+            low, claim = row["lower"], row["epsilon"]
+            shares = [
+                f"{sum(one <= claim for one in low)} of {len(low)}",
+                f"{sum(one >= 0.8 * claim for one in low)} of {len(low)}",
+            ]
+            lines.append(
+                f"| {claim:g} | {len(low)} | {row['runs']:,} | {statistics.mean(low):.3f} "
+                f"| {min(low):.3f} | {max(low):.3f} | {shares[0]} | {shares[1]} |"
+            )
+    if "negative" in held:
+        lines += ["", "## Nothing to find", ""]
+        lines += ["| set | attack | seeds | area covers one half | share covers its rate |"]
+        lines += ["|---" * 5 + "|"]
+        for row in held["negative"]:
+            for attack_, found in row["attacks"].items():
+                area = sum(one["auc_low"] <= 0.5 <= one["auc_high"] for one in found)
+                share = sum(one["low"] <= RATE <= one["high"] for one in found)
+                lines.append(
+                    f"| {row['set']} | {attack_} | {len(found)} | {100 * area / len(found):.1f}% "
+                    f"| {100 * share / len(found):.1f}% |"
+                )
+    if "positive" in held:
+        lines += ["", "## Copies to find", ""]
+        lines += ["| set | attack | images | area | found at one false alarm in a hundred |"]
+        lines += ["|---" * 5 + "|"]
+        for row in held["positive"]:
+            lines.append(
+                f"| {row['set']} | {row['attack']} | {row['images']} | {row['auc']:.3f} "
+                f"| {100 * row['tpr']:.1f}% of {row['members']:,} |"
+            )
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from medistill import __version__
 from medistill.cli import app
+from medistill.cli.package import _text as shown
 from medistill.errors import PackageRefused
 from medistill.package import Terms, generate, load_private, load_trust, pack
 from medistill.package.archive import archived, extracted
@@ -175,12 +176,12 @@ def mutated(files: Files, draw: random.Random) -> tuple[str, Files | bytes]:
 
 
 def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> str:
-    """Read a package and say what came of it."""
+    """Read and show a package, and say what came of it."""
     try:
         files = extracted(package) if isinstance(package, bytes) else package
         if not signed:
             files = {name: part for name, part in files.items() if name != "signature.dsse.json"}
-        examined(files, trust, unsigned=not signed)
+        shown(examined(files, trust, unsigned=not signed))
     except PackageRefused:
         return "refused"
     return "read"

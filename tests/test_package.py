@@ -662,6 +662,37 @@ def test_a_guarantee_whose_numbers_do_not_fit_is_refused(
             examined(resigned(files, key, privacy_json=canonical(wrong)), trust)
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("evaluation.json", ("synthetic", "accuracy", "mean"), "high"),
+        ("evaluation.json", ("synthetic",), {}),
+        ("evaluation.json", ("random", "auc"), None),
+        ("evaluation.json", ("protocol", "text"), "\x1b[2J"),
+        ("privacy.json", ("audit", "verdict", "leaks"), "no"),
+        ("privacy.json", ("audit", "verdict"), None),
+        ("privacy.json", ("audit", "date"), "yesterday"),
+        ("privacy.json", ("audit",), []),
+        ("privacy.json", ("facts",), [{"kind": "\u202e"}]),
+    ],
+)
+def test_what_is_shown_has_its_form_and_nothing_that_a_terminal_obeys(
+    files: Files,
+    key: Ed25519PrivateKey,
+    trust: tuple[Signer, ...],
+    name: str,
+    path: tuple[str, ...],
+    value: Any,
+) -> None:
+    record = json.loads(files[name])
+    inner = record
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    with pytest.raises(PackageRefused):
+        examined(resigned(files, key, **{name.replace(".", "_"): canonical(record)}), trust)
+
+
 # What goes in
 
 

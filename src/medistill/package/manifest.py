@@ -17,7 +17,7 @@ from ..errors import MedistillError, PackageRefused
 from ..pixels import Whitening
 from ..records import Json, from_record, state_digest
 from ..sets import Card, Recipe, SyntheticSet
-from .strict import Held
+from .strict import Held, texts_of
 
 Array = NDArray[Any]
 NUMPY = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
@@ -117,7 +117,7 @@ def manifest_of(record: Json) -> Manifest:
         and recipe.backbone.get("depth", 1) in range(1, MOST_DEPTH + 1),
         "its tensors": {IMAGES, LABELS} <= set(found.tensors) <= {IMAGES, LABELS, *WHITENING},
         "its count of classes": len(found.per_class) == len(card.classes),
-        "its texts": all(len(t) <= MOST_TEXT and _plain(t) for t in _texts(record)),
+        "its texts": all(len(text) <= MOST_TEXT for text in texts_of(record)),
     }
     for what, good in sound.items():
         if not good:
@@ -139,20 +139,6 @@ def _check_specs(manifest: Manifest) -> None:
         raise PackageRefused(f"found a recipe that cannot be used ({_short(error)})") from None
     if size > MOST_PARAMETERS:
         raise PackageRefused(f"found a network of {size:,} numbers; expected {MOST_PARAMETERS:,}")
-
-
-def _texts(value: Any) -> list[str]:
-    """Return all texts of a record, keys too."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [t for pair in value.items() for part in pair for t in _texts(part)]
-    return [t for part in value for t in _texts(part)] if isinstance(value, list) else []
-
-
-def _plain(text: str) -> bool:
-    """Whether a text may be shown in a terminal: no control characters but line breaks."""
-    return text.replace("\n", " ").isprintable()
 
 
 def _short(error: Exception) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import MedistillError, PackageRefused, RunRefused
+from ..metrics import Score
 from ..pixels import Whitening
 from ..privacy import Guarantee, check_promise
 from ..records import Json, from_record, locked, read_json, write_atomic, write_json
@@ -22,6 +23,16 @@ from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
 
 SEEN = "medistill seen 1"
+ARMS = ("synthetic", "random", "full")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an audit concluded."""
+
+    leaks: bool
+    reasons: tuple[str, ...]
+    membership: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +165,7 @@ def examined(
     _check_date(manifest, today or datetime.now(UTC).date())
     found = arrays_of(files[DATA], header_of(files[DATA], DATA), manifest)
     _check_privacy(records["privacy.json"], manifest)
+    _check_told(records["evaluation.json"], records["privacy.json"])
     report = _text(files["REPORT.md"])
     whole = archived(files)
     images, labels = opened(found, manifest)
@@ -202,6 +214,22 @@ def _check_privacy(record: Json, manifest: Manifest) -> None:
         raise PackageRefused(
             "found a guarantee for a set that it cannot cover; expected a true one"
         )
+
+
+def _check_told(evaluation: Json, privacy: Json) -> None:
+    """Refuse scores and findings in another form than `show` and others read."""
+    try:
+        for arm in ARMS if evaluation else ():
+            for name in ("accuracy", "auc"):
+                from_record(Score, evaluation[arm][name])
+        audit = privacy["audit"]
+        if audit is not None:
+            date.fromisoformat(audit["date"])
+            from_record(Verdict, audit["verdict"])
+    except (MedistillError, KeyError, TypeError, ValueError):
+        raise PackageRefused(
+            "found scores or an audit in another form than pack writes; expected the sender's file"
+        ) from None
 
 
 def _check_counter(trust: Path, signer: Signer, manifest: Manifest, sha256: str) -> None:

@@ -31,7 +31,7 @@ def parsed(content: bytes, name: str, most: int) -> Json:
     """Return the object that a JSON text holds.
 
     Refused are more bytes than `most`, other encodings than UTF-8, keys that stand twice, numbers
-    that are not finite or not exact in a double, and more than 16 levels.
+    that are not finite or not exact in a double, more than 16 levels, and control characters.
     Raises: PackageRefused.
     """
     if len(content) > most:
@@ -49,7 +49,7 @@ def parsed(content: bytes, name: str, most: int) -> Json:
         raise PackageRefused(f"{name} is no plain JSON ({error}); expected one object") from None
     if not isinstance(found, dict):
         raise PackageRefused(f"found no object in {name}; expected one")
-    _check_text(found, name)
+    _check_texts(found, name)
     return found
 
 
@@ -62,12 +62,20 @@ def _check_depth(content: bytes, name: str) -> None:
             raise PackageRefused(f"found more than {DEPTH} levels in {name}; expected fewer")
 
 
-def _check_text(value: Any, name: str) -> None:
-    """Refuse lone surrogates, which no file can hold."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise PackageRefused(f"found half a character in {name}; expected whole ones") from None
+def _check_texts(value: Any, name: str) -> None:
+    """Refuse what a terminal would obey, and halves of characters, which no file can hold."""
+    for text in texts_of(value):
+        if not text.replace("\n", " ").isprintable():
+            raise PackageRefused(f"found a character in {name} that cannot be shown; expected text")
+
+
+def texts_of(value: Any) -> list[str]:
+    """Return all texts of a record, keys too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in texts_of(part)]
+    return [text for part in value for text in texts_of(part)] if isinstance(value, list) else []
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
