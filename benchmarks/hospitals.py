@@ -3,8 +3,9 @@
     python benchmarks/hospitals.py run        # about half an hour
     python benchmarks/hospitals.py table      # writes docs/hospitals.md and its figure
 
-PneumoniaMNIST is dealt out to three sites that differ in contrast, noise and balance of classes;
-each is a process of its own that reads its part alone and leaves files behind. The fourth party has
+PneumoniaMNIST is dealt out to three sites: one as it is, one with less contrast and resolution, one
+with noise and another balance of classes (contrast alone is undone by a site's mean and std). Each
+is a process of its own that reads its part alone and leaves files behind. The fourth party has
 the files. Every model is tested on each site's own test images, normalized as that site does; the
 worst site counts as much as the mean. Bytes are those that leave the sites, rounds how often.
 
@@ -52,7 +53,7 @@ RESULTS = Path(__file__).parent / "results" / "hospitals.jsonl"
 TABLE = Path(__file__).parents[1] / "docs" / "hospitals.md"
 SITES = {
     "A": "part=1/3",
-    "B": "part=2/3;contrast=0.6",
+    "B": "part=2/3;contrast=0.6;resolution=14",
     "C": "part=3/3;imbalance=3;noise=0.05",
 }
 STUDENT, COMPUTE = ConvNet(width=32), Compute("bfloat16")

@@ -550,6 +550,8 @@ BAD_MANIFESTS: list[dict[str, Any]] = [
     {"unknown": 1},
     {"scale": [0.0]},
     {"scale": [1.0, 1.0]},
+    {"scale": [1e300]},
+    {"offset": [-1e30]},
     {"offset": []},
     {"per_class": [2, 0]},
     {"per_class": [1]},

@@ -22,6 +22,7 @@ from .keys import Signer, load_trust, verified
 from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
 
+MOST_INTENSITY = 1e4
 SEEN = "medistill seen 1"
 ARMS = ("synthetic", "random", "full")
 
@@ -169,6 +170,8 @@ def examined(
     report = _text(files["REPORT.md"])
     whole = archived(files)
     images, labels = opened(found, manifest)
+    if not float(images.abs().max()) <= MOST_INTENSITY:  # nor nan
+        raise PackageRefused("found intensities beyond any image's; expected about 0 to 1")
     state = {name: torch.from_numpy(found[name].copy()) for name in WHITENING if name in found}
     return Package(
         manifest,
