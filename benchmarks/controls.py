@@ -53,7 +53,8 @@ def main() -> None:
     for name in given.only or parts:
         held[name] = parts[name]()
         held["version"] = __version__
-        RESULTS.write_text(json.dumps(held, indent=1) + "\n")
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in held.items())
+        RESULTS.write_text("{" + ",\n".join(lines) + "}\n")
         print(name, json.dumps(held[name])[:400], flush=True)
 
 
