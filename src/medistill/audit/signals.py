@@ -89,12 +89,13 @@ def rmia(
 
 
 def nearness(images: Tensor, synthetic: Tensor) -> Array:
-    """Return minus the distance of each image to the nearest synthetic one, float64 [n].
+    """Return minus the logarithm of each image's distance to the nearest synthetic one [n].
 
-    Distances are root mean squares over pixels. Shapes: images [n, ...], synthetic [m, ...].
+    Distances are root mean squares over pixels, a millionth added: a copy stands out however near
+    an image has others. Shapes: images [n, ...], synthetic [m, ...].
     """
     apart = torch.cdist(images.flatten(1).double(), synthetic.flatten(1).double())
-    found: Array = -(apart.amin(1) / math.sqrt(images[0].numel())).numpy()
+    found: Array = -np.log((apart.amin(1) / math.sqrt(images[0].numel())).numpy() + LEAST)
     return found
 
 
