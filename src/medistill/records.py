@@ -122,6 +122,25 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def refuse_existing(*paths: Path) -> None:
+    """Refuse to write where something is already.
+
+    Raises: RunRefused that names the first such place.
+    """
+    for path in paths:
+        if path.exists():
+            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+
+
+def owner_only(path: Path) -> None:
+    """Refuse a secret that others than its owner can read.
+
+    Raises: UsageError.
+    """
+    if os.stat(path).st_mode & 0o077:
+        raise UsageError(f"found {path} open to others; expected mode 600: chmod 600 {path}")
+
+
 def atomically(out: Path, make: Callable[[Path], object]) -> None:
     """Let `make` write a file or folder under another name, and give it its own once whole.
 

@@ -28,7 +28,7 @@ from ..sketch import SketchSpec
 from ..train import RealImages, fit
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
-from .curves import LEVEL
+from .curves import LEVEL, RATES
 from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
@@ -57,7 +57,7 @@ MOST_MODELS = 64
 FEWEST_IMAGES = 40
 AREAS = 2 * len(ATTACKS)  # that are looked at together: of each attack, for two kinds of images
 COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
-RATE = 0.01
+RATE = RATES[-1]
 CONTROL_STEPS = 400  # until copies are known by heart
 
 

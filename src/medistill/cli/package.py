@@ -47,10 +47,7 @@ SHOWN = 28  # columns of a picture in the terminal
 @guarded
 def keygen(
     out: Annotated[Path, typer.Option(help="Folder for private.pem and public.pem.")],
-    age: Annotated[
-        bool,
-        typer.Option("--age", help="Also identity.txt and recipient.txt, to open sealed ones."),
-    ] = False,
+    age: Age = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the pair of keys that packages are signed with.
@@ -107,7 +104,9 @@ def pack(
     from ..package import Terms, load_private
     from ..package import pack as files_of
     from ..package.pack import digest_of, flags_of
+    from ..records import refuse_existing
 
+    refuse_existing(out)
     named = name or out.name.removesuffix(".medistill")
     words = {"site": site, "contact": contact, "license": license, "purpose": purpose}
     before = digest_of(supersedes) if supersedes else ""
@@ -124,12 +123,9 @@ def pack(
 
 
 def _write(out: Path, files: "dict[str, bytes]", folder: bool, as_json: bool) -> None:
-    from ..errors import RunRefused
     from ..package import written
     from ..package.archive import SIGNATURE
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
     size, whole = written(out, files, folder=folder)
     signed = SIGNATURE in files
     record = {"package": str(out), "bytes": size, "sha256": whole, "signed": signed}

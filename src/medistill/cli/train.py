@@ -74,14 +74,12 @@ def train(
     """
     from ..compute import find_device
     from ..data import load
-    from ..errors import RunRefused
     from ..model import save, train_together
+    from ..records import refuse_existing
 
     at_least_one(students=students)
 
-    for path in (out, onnx, bundle):
-        if path and path.exists():
-            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+    refuse_existing(*filter(None, (out, onnx, bundle)))
     how: Json = {"seed": seed, "device": find_device(device)}
     given = [_given(path, trust, unsigned) for path in sets]
     splits = None

@@ -1,12 +1,15 @@
 """medistill push, pull, encrypt, decrypt and export: packages on their way, and for others."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .common import AsJson, Out, emit, guarded
 from .package import Archive, Threshold, Trust, Unsigned
+
+if TYPE_CHECKING:
+    from ..package import Package
 
 Where = Annotated[
     str, typer.Argument(help="oci:HOST/NAME:TAG, a URL that fsspec knows (s3://...), or a path.")
@@ -45,14 +48,17 @@ def pull(
 
     Example: medistill pull shared/first.medistill --trust keys/public.pem --out copy.medistill
     """
-    from ..errors import RunRefused
     from ..package.read import received
     from ..package.transfer import pulled
+    from ..records import refuse_existing
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    refuse_existing(out)
     content = pulled(source, insecure=insecure)
     found = received(content, out, trust, unsigned=unsigned, threshold=threshold)
+    _told(out, found, as_json)
+
+
+def _told(out: Path, found: "Package", as_json: bool) -> None:
     record = {"package": str(out), "sha256": found.sha256, "bytes": found.bytes}
     emit(record, f"{out}: {found.bytes:,} bytes, whole", as_json)
 
@@ -72,13 +78,11 @@ def encrypt(
 
     Example: medistill encrypt first.medistill --to keys/recipient.txt --out first.age
     """
-    from ..errors import RunRefused
     from ..package.archive import archived, read_files
     from ..package.seal import seal
-    from ..records import write_atomic
+    from ..records import refuse_existing, write_atomic
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    refuse_existing(out)
     sealed = seal(archived(read_files(package)), to)
     write_atomic(out, sealed)
     record = {"sealed": str(out), "bytes": len(sealed), "recipients": len(to)}
@@ -99,16 +103,14 @@ def decrypt(
 
     Example: medistill decrypt first.age --identity keys/identity.txt --out a.medistill --unsigned
     """
-    from ..errors import RunRefused
     from ..package.read import received
     from ..package.seal import unseal
+    from ..records import refuse_existing
 
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    refuse_existing(out)
     content = unseal(sealed, identity)
     found = received(content, out, trust, unsigned=unsigned, threshold=threshold)
-    record = {"package": str(out), "sha256": found.sha256, "bytes": found.bytes}
-    emit(record, f"{out}: {found.bytes:,} bytes, whole", as_json)
+    _told(out, found, as_json)
 
 
 @guarded

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import RunRefused, UsageError
+from ..errors import UsageError
 from ..pixels import tiles_of
-from ..records import atomically, to_record, write_atomic, write_json
+from ..records import atomically, refuse_existing, to_record, write_atomic, write_json
 from .read import Package
 
 Target = Literal["npz", "medmnist", "folder", "hf"]
@@ -48,8 +48,7 @@ def export(package: Package, to: Target, out: Path) -> None:
     Images of several tiles are written tile by tile, as they are trained on.
     Raises: UsageError when pictures are asked for of volumes; RunRefused when `out` is there.
     """
-    if out.exists():
-        raise RunRefused(f"found {out} already there; expected a new place: choose another --out")
+    refuse_existing(out)
     images, labels = whole(package)
     if to in ("npz", "medmnist"):
         arrays = _medmnist(package, images, labels) if to == "medmnist" else {}

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import DataError, PackageRefused, RunRefused, UsageError
-from ..records import Json, canonical, write_atomic
+from ..errors import DataError, PackageRefused
+from ..records import Json, canonical, owner_only, refuse_existing, write_atomic
 from .archive import FORMAT, MOST_JSON, SIGNATURE
 from .strict import parsed
 
@@ -70,9 +69,7 @@ def generate(folder: Path) -> tuple[Path, Path]:
     Raises: RunRefused when one is there already: a lost key cannot be had again.
     """
     private, public = folder / "private.pem", folder / "public.pem"
-    for path in (private, public):
-        if path.exists():
-            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+    refuse_existing(private, public)
     key = Ed25519PrivateKey.generate()
     pem = serialization.Encoding.PEM
     plain = serialization.NoEncryption()
@@ -90,7 +87,6 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
-        open_to = os.stat(path).st_mode & 0o077
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         reason = getattr(error, "strerror", None) or "it is no plain PEM key"
         raise DataError(
@@ -98,8 +94,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise DataError(f"found another kind of key in {path}; expected Ed25519: use keygen")
-    if open_to:
-        raise UsageError(f"found {path} open to others; expected mode 600: chmod 600 {path}")
+    owner_only(path)
     return key
 
 

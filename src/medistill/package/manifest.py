@@ -209,9 +209,7 @@ def per_class(labels: Array, classes: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(own, minlength=classes))
 
 
-def quantized(
-    images: Tensor, dtype: Literal["U8", "F16"]
-) -> tuple[Array, list[float], list[float]]:
+def quantized(images: Tensor, dtype: Stored) -> tuple[Array, list[float], list[float]]:
     """Return stored numbers with scale and offset per channel: intensity = offset + scale s.
 
     U8: the range of each channel in 255 equal parts, so that nothing is off by more than half a

@@ -1,12 +1,11 @@
 """Sealed packages: the age format, for recipients who are named by their keys."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
-from ..records import write_atomic
+from ..errors import DataError, PackageRefused, UsageError, extra
+from ..records import owner_only, refuse_existing, write_atomic
 from .archive import MOST_BYTES, MOST_TEXT
 
 KIND = "age1"
@@ -19,9 +18,7 @@ def generate_identity(folder: Path) -> tuple[Path, Path]:
     Raises: RunRefused when one is there already; UsageError without the extra share.
     """
     secret, known = folder / "identity.txt", folder / "recipient.txt"
-    for path in (secret, known):
-        if path.exists():
-            raise RunRefused(f"found {path} already there; expected a new place: choose another")
+    refuse_existing(secret, known)
     identity = _pyrage().x25519.Identity.generate()
     write_atomic(secret, f"{identity}\n".encode(), mode=0o600)
     write_atomic(known, f"{identity.to_public()}\n".encode())
@@ -63,10 +60,7 @@ def unseal(path: Path, identity: Path) -> bytes:
         raise DataError(
             f"could not read an identity from {identity}; expected one that keygen --age wrote"
         ) from None
-    if os.stat(identity).st_mode & 0o077:
-        raise UsageError(
-            f"found {identity} open to others; expected mode 600: chmod 600 {identity}"
-        )
+    owner_only(identity)
     try:
         if path.stat().st_size > MOST_BYTES + MOST_TEXT + OVERHEAD:
             raise PackageRefused(f"found {path} larger than any package; expected a smaller one")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
-from ..records import Json, write_atomic
+from ..records import Json, refuse_existing, write_atomic
 from .archive import MOST_BYTES, MOST_TEXT, archived, extracted, read_files
 
 OCI = "oci:"
@@ -29,8 +29,7 @@ def push(path: Path, target: str, *, insecure: bool = False) -> str:
         _push_oci(content, target.removeprefix(OCI), insecure)
     elif _is_local(target):
         place = _local(target)
-        if place.exists():
-            raise RunRefused(f"found {place} already there; expected a new place: choose another")
+        refuse_existing(place)
         write_atomic(place, content)
     else:
         try:
