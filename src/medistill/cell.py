@@ -27,7 +27,7 @@ from .methods import Task, make
 from .methods.base import recipe_of
 from .methods.random import Random
 from .progress import hushed
-from .records import Json, digest, from_record, to_record
+from .records import Json, digest, to_record
 from .sets import Recipe, Splits, SyntheticSet
 
 FORMAT = "medistill cell 1"
@@ -86,6 +86,16 @@ class Cell:
     steps: int | None = None
     seed: int = 0
     audit: int = 0
+
+    @property
+    def students(self) -> range:
+        """The seeds of its students; other cells of a synthesis have others."""
+        first, number = 0, 0
+        if self.kind == "method":
+            first, number = self.seed * self.protocol.students, self.protocol.students
+        elif self.kind != "measure":
+            number = self.protocol.random if self.kind == "random" else self.protocol.full
+        return range(first, first + number)
 
     @property
     def key(self) -> str:
@@ -188,20 +198,18 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         made, counts, sheet = _distilled(job, task)
         splits = splits.whitened(made.whitening)
         arm = synthetic_arm(made, splits.train.device)
-        first = cell.seed * protocol.students
-        seeds = range(first, first + protocol.students)
     elif cell.kind == "random":
         drawn = distill(Random(), task, seed=cell.seed)
-        arm, seeds = random_arm(drawn, splits), range(protocol.random)
+        arm = random_arm(drawn, splits)
     else:
-        arm, seeds = full_arm(splits), range(protocol.full)
+        arm = full_arm(splits)
     base = _base(made.recipe if made else recipe_of(task), protocol, job.recipe)
     rows, recipe = arm_rows(
         arm,
         splits,
         base,
         student,
-        seeds=seeds,
+        seeds=cell.students,
         rates=() if job.recipe else protocol.rates,
         cache=None if made else job.cache,
         compute=compute,
@@ -263,10 +271,10 @@ def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:
 
 
 def recipe_in(record: Json) -> Json:
-    """Return the recipe that a finished cell of random images chose.
+    """Return the learning rate and stop that a finished cell of random images chose.
 
-    Raises: DataError when it holds none.
+    Raises: DataError when it holds no student.
     """
-    if "recipe" not in record:
-        raise DataError(f"found no recipe in cell {record.get('key')}; expected a finished one")
-    return to_record(from_record(Recipe, record["recipe"]))
+    if not record.get("rows"):
+        raise DataError(f"found no student in cell {record.get('key')}; expected a finished one")
+    return {name: record["rows"][0][name] for name in ("lr", "stop")}

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .errors import UsageError, nearest
+from .cell import FORMAT, Cell
+from .errors import DataError, UsageError, nearest
 from .metrics import NAMES, Score, gap_closed, score, worth
-from .records import Json
-from .study import BASELINES, Entry, Place, Study
+from .progress import DONE
+from .records import Json, to_record
+from .study import BASELINES, Entry, Place, Study, grid
 
 Row = dict[str, Any]
 DIMENSIONS = ("source", "method", "ipc", "backbone")
@@ -118,6 +120,41 @@ def _value(name: str, text: str) -> Any:
         if name in (*SCORES, "lr", "seconds", "distill_seconds", "lira_auc")
         else int(text)
     )
+
+
+def records_of(study: Study, rows: Sequence[Row], measured: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the records of a study's finished cells as their rows tell them, by key.
+
+    The inverse of `rows_of` and `measured_in`, so that a study goes on from its table alone. Rows
+    of other cells, as those of changed settings, and cells with an audit, of which a row tells one
+    number, are left out.
+    Raises: DataError when a cell has other students than the study asks for.
+    """
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["key"], []).append(row)
+    records = {}
+    for place, cell in grid(study).items():
+        record = {"format": FORMAT, "key": cell.key, "cell": to_record(cell), "status": DONE}
+        if cell.kind == "measure" and place.source in measured:
+            records[cell.key] = {**record, "rows": [], "measure": measured[place.source]}
+        elif cell.key in parts and not cell.audit:
+            records[cell.key] = {**record, **_of_rows(cell, parts[cell.key])}
+    return records
+
+
+def _of_rows(cell: Cell, rows: Sequence[Row]) -> Json:
+    seeds = [row["student_seed"] for row in rows]
+    if seeds != list(cell.students):
+        raise DataError(
+            f"found students {seeds} of cell {cell.key}; expected {list(cell.students)}: give the "
+            "whole file that `medistill study rows` wrote"
+        )
+    students = [
+        {n: row[f"student_{n}" if n == "seed" else n] for n in (*OF_STUDENT, "images")}
+        for row in rows
+    ]
+    return {**{name: rows[0][name] for name in OF_CELL}, "rows": students}
 
 
 class Group(NamedTuple):

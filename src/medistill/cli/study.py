@@ -188,6 +188,48 @@ def rows_(
     emit({"rows": len(found), "file": str(out)}, f"{len(found)} rows in {out}", as_json)
 
 
+@app.command()
+@guarded
+def restore(
+    study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
+    rows: Annotated[Path, typer.Option(help="A CSV file that study rows wrote.")],
+    out: Annotated[Path, typer.Option(help="The study's folder; what it holds already stays.")],
+    indicator: Annotated[
+        Path | None, typer.Option(help="A fitted indicator, which holds what was measured.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a study's folder from its rows, so that it goes on where only its table is at hand.
+
+    Cells that the rows do not hold, or that the study asks for with other settings, run anew;
+    pictures of the sets are not restored.
+
+    Example: medistill study restore studies/smoke.yaml --rows smoke.csv --out runs/smoke
+    """
+    from ..cell import Result
+    from ..errors import DataError
+    from ..indicator import load_indicator
+    from ..study import Folder, grid, read_study
+    from ..tabulate import read_rows, records_of
+
+    said, folder = read_study(study), Folder(out)
+    examples = load_indicator(indicator).examples if indicator else ()
+    measured = {one.source: one.measured for one in examples}
+    try:
+        records = records_of(said, read_rows(rows.read_text(encoding="utf-8")), measured)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{rows} does not read as the rows of a study ({error}); expected what `medistill "
+            "study rows` wrote"
+        ) from None
+    new = [key for key in records if folder.cell(key) is None]
+    folder.write(said)
+    for key in new:
+        folder.keep(key, Result(records[key], None))
+    text = f"{len(new)} of {len(grid(said))} cells restored in {out}: medistill study run {out}"
+    emit({"study": str(out), "restored": len(new)}, text, as_json)
+
+
 @app.command(name="fit-indicator")
 @guarded
 def fit_indicator(
