@@ -78,7 +78,7 @@ def test_every_command_is_known_to_this_file() -> None:
         # test_indicator.py and test_study.py
         *("audit", "data inspect", "decrypt", "encrypt", "experts", "export", "keygen", "merge"),
         *("pack", "predict", "pull", "push", "show", "sketch", "study fit-indicator"),
-        *("study rows", "study run", "study status", "study table", "verify"),
+        *("study restore", "study rows", "study run", "study status", "study table", "verify"),
     ]
 
 

@@ -23,7 +23,15 @@ from medistill.cli import app
 from medistill.engine import Here, Processes
 from medistill.errors import DataError, UsageError
 from medistill.study import Folder, Options, Place, Study, entries_of, grid, read_study, run_study
-from medistill.tabulate import Book, as_csv, read_rows, rows_of, table, write_rows
+from medistill.tabulate import (
+    Book,
+    as_csv,
+    read_rows,
+    records_of,
+    rows_of,
+    table,
+    write_rows,
+)
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -477,3 +485,40 @@ def test_the_command_line_tells_of_a_study(finished: tuple[Study, Path], tmp_pat
         result = CliRunner().invoke(app, ["study", "table", str(out), *words])
         assert result.exit_code == 2
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_study_goes_on_from_its_rows_to_the_same_end(
+    finished: tuple[Study, Path], tmp_path: Path
+) -> None:
+    """Rows of finished cells come back; the lost ones run by recipes that random rows tell."""
+    study, out = finished
+    rows = rows_of(study, entries_of(Folder(out), grid(study)))
+    kept = [row for row in rows if (row["source"], row["method"]) != ("unlike", "dm")]
+    (tmp_path / "rows.csv").write_text(write_rows(kept))
+    folder = tmp_path / "again"
+    words = ("study", "restore", str(out / "study.yaml"), "--out", str(folder), "--rows")
+    for restored in (20, 0):
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "rows.csv"), "--json"])
+        assert json.loads(result.stdout)["restored"] == restored
+    run_study(study, folder, Here(), cache=tmp_path / "cache")
+    again = rows_of(study, entries_of(Folder(folder), grid(study)))
+    assert len(again) == len(rows) == len(kept) + 4
+    for mine, theirs in zip(read_rows(write_rows(again)), read_rows(write_rows(rows)), strict=True):
+        assert without_times(mine) == without_times(theirs)
+    (tmp_path / "cut.csv").write_text(write_rows([row for row in kept if row["student_seed"] != 1]))
+    (tmp_path / "none.csv").write_text("a,b\n1,2\n")
+    for name in ("cut", "none", "missing"):
+        result = CliRunner().invoke(app, [*words, str(tmp_path / f"{name}.csv")])
+        assert result.exit_code == 3, result.output
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_was_measured_is_restored_from_an_indicator(
+    finished: tuple[Study, Path],
+) -> None:
+    study = replace(finished[0], measure=True)
+    records = records_of(study, [], {"alike": {"classes": 2}, "elsewhere": {}})
+    cells = {cell.key: place for place, cell in grid(study).items()}
+    assert {cells[key].source: one["measure"] for key, one in records.items()} == {
+        "alike": {"classes": 2}
+    }
