@@ -233,7 +233,9 @@ def measure(cell: tuple[str, str, str, int, int], splits: Splits, cache: Path) -
     append([{**common, **row, "distill_seconds": round(spent, 2)} for row in rows])
 
 
-def run(only: str | None, budgets: list[int], place: int, workers: int) -> None:
+def run(
+    only: str | None, budgets: list[int], place: int, workers: int, method: str | None = None
+) -> None:
     """Measure all cells that are not there yet; worker `place` of `workers` takes every n-th."""
     torch.set_num_threads(1)
     folder = Path(tempfile.gettempdir()) / "medistill-main-job"
@@ -242,7 +244,7 @@ def run(only: str | None, budgets: list[int], place: int, workers: int) -> None:
     loaded: dict[str, Splits] = {}
     for number, cell in enumerate(cells(only, budgets)):
         done = {(r["dataset"], r["method"], r["start"], r["ipc"], r["seed"]) for r in read_rows()}
-        if cell in done or number % workers != place:
+        if cell in done or number % workers != place or method not in (None, cell[1]):
             continue
         if cell[0] not in loaded:
             loaded[cell[0]] = load(where[cell[0]], offline=True)
@@ -423,11 +425,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verb", choices=["run", "table"])
     parser.add_argument("--only", choices=list(DATASETS))
+    parser.add_argument("--method", choices=[kind.name for kind in KINDS])
     parser.add_argument("--ipc", type=int, nargs="+", default=[10, 1, 50])
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"))
     given = parser.parse_args()
     if given.verb == "run":
-        run(given.only, given.ipc, *given.worker)
+        run(given.only, given.ipc, *given.worker, given.method)
     else:
         table()
 

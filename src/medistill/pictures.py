@@ -83,6 +83,16 @@ def real_beside_synthetic(
     return sheet(rows)
 
 
+def synthetic_sheet(synthetic: SyntheticSet, per_class: int = 10) -> Image.Image:
+    """Draw the first synthetic images of each class, a row for each, from the set alone."""
+    own = synthetic.labels.argmax(1)
+    rows = [
+        (name, synthetic.images[own == c][:per_class].clamp(0, 1))
+        for c, name in enumerate(synthetic.card.classes)
+    ]
+    return sheet([row for row in rows if len(row[1])])
+
+
 def class_sheet(real: RealSet, per_class: int = 10) -> Image.Image:
     """Draw the first real images of each class, a row for each."""
     rows = [(name, _first(real, c, per_class)) for c, name in enumerate(real.card.classes)]

@@ -163,8 +163,8 @@ def verify(
             print(f"medistill: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         raise
-    record = {"ok": True, "signer": _signer(found), "manifest": _manifest(found)}
-    emit(record, f"{package} is whole; signed by {_signer(found) or 'nobody'}", as_json)
+    record = {"ok": True, "signer": signer_of(found), "manifest": _manifest(found)}
+    emit(record, f"{package} is whole; signed by {signer_of(found) or 'nobody'}", as_json)
 
 
 @guarded
@@ -184,7 +184,7 @@ def show(
     found = read(package, trust, unsigned=unsigned, threshold=threshold)
     record = {
         "manifest": _manifest(found),
-        "signer": _signer(found),
+        "signer": signer_of(found),
         "evaluation": found.evaluation,
         "privacy": found.privacy,
         "sha256": found.sha256,
@@ -193,7 +193,8 @@ def show(
     emit(record, _text(found), as_json)
 
 
-def _signer(found: "Package") -> str | None:
+def signer_of(found: "Package") -> str | None:
+    """Return the names that the receiver has for who signed, with their keys; None for nobody."""
     names = [f"{one.name} ({one.keyid[:16]})" for one in found.signers]
     return ", ".join(names) or None
 
@@ -211,7 +212,7 @@ def _text(found: "Package") -> str:
     lines = [
         f"{told.name}, version {told.counter}: {len(found.images)} images ({size}), "
         f"{found.bytes:,} bytes",
-        f"signed by {_signer(found) or 'nobody'}; sha256 {found.sha256}",
+        f"signed by {signer_of(found) or 'nobody'}; sha256 {found.sha256}",
         f"made from {card.name} by {made.method}, from {made.start}; {made.version}",
         f"classes: {', '.join(card.classes)}",
         f"license: {told.license}",

@@ -1,4 +1,4 @@
-"""medistill report: one page about a run or a study."""
+"""medistill report: one page about a run, a study or a package."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 from .common import AsJson, emit, guarded
+from .package import Threshold, Trust, Unsigned, signer_of
 
 
 @guarded
 def report(
-    run: Annotated[Path, typer.Argument(help="A folder that distill or study run wrote.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder that distill or study run wrote, or a package.")
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -29,12 +32,16 @@ def report(
     form: Annotated[
         Literal["pdf", "svg", "png"], typer.Option(help="The form of --figures.")
     ] = "pdf",
+    trust: Trust = None,
+    unsigned: Unsigned = False,
+    threshold: Threshold = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about a run or a study; it needs no network to be read.
+    """Write one self-contained HTML page about a run, a study or a package; it needs no network.
 
     FILE.md is Markdown: a study's findings, or what a data protection officer has to know of an
-    audited run. A study's figures can be written as files of their own.
+    audited run. A study's figures can be written as files of their own. A package is checked first,
+    as verify does, by --trust.
 
     Example: medistill report runs/first --out report.html
     """
@@ -43,6 +50,10 @@ def report(
     from ..report import officer_report, study_paper, study_prints, study_report
     from ..report import report as write_report
 
+    if run.is_file() or (run / "manifest.json").is_file():
+        _of_package(run, out, (trust, unsigned, threshold))
+        emit({"page": str(out), "figures": []}, str(out), as_json)
+        return
     of_study = (run / "study.yaml").is_file()
     in_words = out.suffix == ".md"
     if figures is not None and not of_study:
@@ -58,3 +69,26 @@ def report(
     drawn = study_prints(run, figures, form) if figures is not None else []
     text = str(out) + (f"\n{len(drawn)} figures in {figures}" if drawn else "")
     emit({"page": str(out), "figures": [str(path) for path in drawn]}, text, as_json)
+
+
+def _of_package(path: Path, out: Path, by: tuple[Path | None, bool, int]) -> None:
+    from ..errors import UsageError
+    from ..package import read
+    from ..pictures import png, synthetic_sheet
+    from ..records import to_record
+    from ..report import Parcel, package_report
+
+    if out.suffix == ".md":
+        raise UsageError(f"found --out {out} for a package; expected FILE.html: REPORT.md is in it")
+    trust, unsigned, threshold = by
+    found = read(path, trust, unsigned=unsigned, threshold=threshold)
+    told = Parcel(
+        to_record(found.manifest),
+        found.evaluation,
+        found.report,
+        signer_of(found) or "",
+        found.sha256,
+        found.bytes,
+        png(synthetic_sheet(found.synthetic)),
+    )
+    package_report(told, out)

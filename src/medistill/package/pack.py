@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from ..audit.facts import facts_of
 from ..errors import RunRefused, UsageError, nearest
 from ..model import declared
-from ..pictures import png, sheet
+from ..pictures import png, synthetic_sheet
 from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
 from ..sets import SyntheticSet
@@ -110,7 +110,7 @@ def pack(
         "REPORT.md": _report(folder, terms, audit, held).encode(),
     }
     if preview:
-        files["preview.png"] = _preview(made)
+        files["preview.png"] = png(synthetic_sheet(made))
     if keys:
         files[SIGNATURE] = signed(files, keys)
     return files
@@ -198,17 +198,6 @@ def _finite(value: Any) -> Any:
 
 def _report(folder: Path, terms: Terms, audit: Json | None, least: int) -> str:
     return NO_REPORT.format(name=terms.name) if audit is None else officer(folder, least=least)
-
-
-def _preview(made: SyntheticSet) -> bytes:
-    """Return a picture of the first synthetic images of each class, from the set alone."""
-    own = made.labels.argmax(1)
-    rows = []
-    for number, name in enumerate(made.card.classes):
-        shown = made.images[own == number][:10].clamp(0, 1)
-        if len(shown):
-            rows.append((name, shown))
-    return png(sheet(rows))
 
 
 def digest_of(path: Path) -> str:

@@ -5,7 +5,7 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from .. import __version__
 from ..errors import UsageError
@@ -47,10 +47,14 @@ def render(folder: RunFolder) -> str:
 def filled(name: str, context: Json) -> str:
     """Return a page: a template of this package with its values."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": interval}
-    return environment.from_string(part(name)).render(context) + "\n"
+    return environment.get_template(name).render(context) + "\n"
 
 
 def _context(folder: RunFolder) -> Json:

@@ -44,7 +44,7 @@ def run_facts(run: Json) -> Facts:
 def _steps(run: Json) -> str:
     asked, done = run.get("steps"), run.get("steps_done")
     if asked is None:
-        return "unknown"
+        return ""
     return f"{asked:,}" if done in (None, asked) else f"{done:,} of {asked:,}"
 
 
