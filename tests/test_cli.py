@@ -77,7 +77,7 @@ def test_every_command_is_known_to_this_file() -> None:
         # held by test_audit.py, test_data.py, test_trajectory.py, test_package.py, test_sketch.py,
         # test_indicator.py and test_study.py
         *("audit", "data inspect", "decrypt", "encrypt", "experts", "export", "keygen", "merge"),
-        *("pack", "predict", "pull", "push", "show", "sketch", "study fit-indicator"),
+        *("pack", "predict", "pull", "push", "show", "sign", "sketch", "study fit-indicator"),
         *("study restore", "study rows", "study run", "study status", "study table", "verify"),
     ]
 

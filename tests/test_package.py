@@ -893,6 +893,48 @@ def with_secret_backbone(files: Files) -> Files:
     return {**files, "manifest.json": canonical(record)}
 
 
+# Several signatures
+
+
+def test_two_people_sign_and_a_receiver_asks_for_both(site: Path, tmp_path: Path) -> None:
+    first, second = site / "keys" / "private.pem", tmp_path / "second"
+    generate(second)
+    one, both = tmp_path / "one.medistill", tmp_path / "both.medistill"
+    assert cli("pack", site / "run", "--key", first, "--out", one).exit_code == 0
+    by = tmp_path / "by"
+    by.mkdir()
+    (by / "first.pem").write_bytes((site / "keys" / "public.pem").read_bytes())
+    words = ["sign", one, "--key", second / "private.pem", "--out", both]
+    assert cli(*words).exit_code == 4  # a signature that nothing checks
+    signed_too = cli(*words, "--trust", by / "first.pem")
+    assert signed_too.exit_code == 0, signed_too.output
+    (by / "second.pem").write_bytes((second / "public.pem").read_bytes())
+    assert cli("verify", one, "--trust", by, "--threshold", "2").exit_code == 4
+    told = cli("verify", both, "--trust", by, "--threshold", "2")  # the same version, signed more
+    assert told.exit_code == 0, told.output
+    assert "first (" in told.stdout
+    assert "second (" in told.stdout
+    again = cli(*words[:1], both, *words[2:4], "--out", tmp_path / "c", "--trust", by)
+    assert again.exit_code == 5
+    assert "this key's signature" in again.stderr
+    # One key that signed twice is one.
+    twice = read_files(both)
+    envelope = json.loads(twice["signature.dsse.json"])
+    envelope["signatures"] = [envelope["signatures"][0]] * 2
+    twice["signature.dsse.json"] = canonical(envelope)
+    with pytest.raises(PackageRefused, match=r"found 1 signature"):
+        examined(twice, load_trust(by), threshold=2)
+
+
+def test_an_unsigned_package_is_signed_by_who_asks_for_it(site: Path, tmp_path: Path) -> None:
+    plain, out = tmp_path / "plain.medistill", tmp_path / "signed.medistill"
+    assert cli("pack", site / "run", "--out", plain).exit_code == 0
+    words = ["sign", plain, "--key", site / "keys" / "private.pem", "--out", out]
+    assert cli(*words).exit_code == 4
+    assert cli(*words, "--unsigned").exit_code == 0
+    assert cli("verify", out, "--trust", site / "keys" / "public.pem").exit_code == 0
+
+
 # The command line
 
 
@@ -933,6 +975,8 @@ def test_the_command_line_refuses_with_its_own_code(site: Path, tmp_path: Path) 
     wrong = cli("pack", site / "run", "--out", tmp_path / "b", "--allow", "leak")
     assert wrong.exit_code == 2
     assert "did you mean leaks" in wrong.stderr
+    soon = cli("pack", site / "run", "--out", tmp_path / "b", "--expires", "soon")
+    assert soon.exit_code == 2
     named = cli("pack", site / "run", "--out", tmp_path / "b", "--name", "../b")
     assert named.exit_code == 2
 

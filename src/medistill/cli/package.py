@@ -135,6 +135,30 @@ def _write(out: Path, files: "dict[str, bytes]", folder: bool, as_json: bool) ->
 
 
 @guarded
+def sign(
+    package: Archive,
+    key: Annotated[Path, typer.Option(help="private.pem to sign with.")],
+    out: Out,
+    trust: Trust = None,
+    unsigned: Unsigned = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add a signature to a package of others, once it passed all checks that verify makes.
+
+    With it a package can ask for two pairs of eyes, each with a key of its own: receivers say
+    --threshold 2. What was signed before stays signed.
+
+    Example: medistill sign first.medistill --unsigned --key keys/private.pem --out both.medistill
+    """
+    from ..package import countersigned, load_private
+    from ..records import refuse_existing
+
+    refuse_existing(out)
+    files = countersigned(package, trust, load_private(key), unsigned=unsigned)
+    _write(out, files, package.is_dir(), as_json)
+
+
+@guarded
 def verify(
     package: Archive,
     trust: Trust = None,

@@ -3,7 +3,7 @@
 from .archive import FORMAT, NAMES, archived
 from .keys import generate, load_private, load_trust
 from .pack import Terms, pack, written
-from .read import Package, PackageSet, read
+from .read import Package, PackageSet, countersigned, read
 
 __all__ = [
     "FORMAT",
@@ -12,6 +12,7 @@ __all__ = [
     "PackageSet",
     "Terms",
     "archived",
+    "countersigned",
     "generate",
     "load_private",
     "load_trust",

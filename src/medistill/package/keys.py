@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import DataError, PackageRefused
+from ..errors import DataError, PackageRefused, RunRefused
 from ..records import Json, canonical, owner_only, refuse_existing, write_atomic
 from .archive import FORMAT, MOST_JSON, SIGNATURE
 from .strict import parsed
@@ -149,6 +149,25 @@ def signed(files: Mapping[str, bytes], keys: Sequence[Ed25519PrivateKey]) -> byt
     ]
     marks.sort(key=lambda one: one["keyid"])
     return canonical({"payload": _text(payload), "payloadType": PAYLOAD_TYPE, "signatures": marks})
+
+
+def cosigned(files: Mapping[str, bytes], key: Ed25519PrivateKey) -> bytes:
+    """Return the envelope of files that were read and checked, with one signature more.
+
+    Raises: RunRefused when the key has signed them already.
+    """
+    held = parsed(files[SIGNATURE], SIGNATURE, MOST_JSON) if SIGNATURE in files else {}
+    more = parsed(signed(files, [key]), SIGNATURE, MOST_JSON)
+    marks = [*held.get("signatures", []), *more["signatures"]]
+    marks.sort(key=lambda one: one["keyid"])
+    if len({one["keyid"] for one in marks}) < len(marks):
+        raise RunRefused("found this key's signature in the package; expected another key")
+    return canonical({**more, "signatures": marks})
+
+
+def content_digest(files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of what is signed: the same however many signed it."""
+    return hashlib.sha256(statement(files)).hexdigest()
 
 
 def verified(

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -78,12 +79,14 @@ def pack(
     audited or in which the audit found a leak, that have a class of fewer than `least` patients, or
     no scores, each unless `allow` names it; what was needed is written in the manifest.
     Raises: RunRefused when the set is refused; DataError when the folder holds no finished run;
-    UsageError when the name is no plain word.
+    UsageError when the name is no plain word or the last day no date.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", terms.name):
         raise UsageError(
             f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
         )
+    if terms.expires:
+        _check_day(terms.expires)
     made, recipe, _ = declared(folder)
     run = read_json(folder / "run.json")
     evaluation = _read(folder / "evaluation.json")
@@ -114,6 +117,13 @@ def pack(
     if keys:
         files[SIGNATURE] = signed(files, keys)
     return files
+
+
+def _check_day(text: str) -> None:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"found --expires {text}; expected a day, as 2030-12-31") from None
 
 
 def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None) -> Json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,12 +19,12 @@ from ..privacy import Guarantee, check_promise
 from ..records import Json, from_record, locked, read_json, write_atomic, write_json
 from ..sets import Origin, SyntheticSet
 from .archive import DATA, MANIFEST, MOST_JSON, NEEDED, SIGNATURE, archived, extracted, read_files
-from .keys import Signer, load_trust, verified
+from .keys import Signer, content_digest, cosigned, load_trust, verified
 from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
 
 MOST_INTENSITY = 1e4
-SEEN = "medistill seen 1"
+SEEN = "medistill seen 2"
 ARMS = ("synthetic", "random", "full")
 
 
@@ -40,7 +41,7 @@ class Verdict:
 class Package:
     """A package that passed every check: what it holds, and who signed it (nobody: unsigned).
 
-    `sha256` is that of its archive. Shapes as in `SyntheticSet`.
+    `sha256` is that of its archive, `content` that of what is signed. Shapes as in `SyntheticSet`.
     """
 
     manifest: Manifest
@@ -52,6 +53,7 @@ class Package:
     report: str
     signers: tuple[Signer, ...]
     sha256: str
+    content: str
     bytes: int
 
     @property
@@ -102,6 +104,18 @@ def read(
     return _known(read_files(path), trust, unsigned, threshold, today)
 
 
+def countersigned(
+    path: Path, trust: Path | None, key: Ed25519PrivateKey, *, unsigned: bool = False
+) -> dict[str, bytes]:
+    """Return the files of a package that passed all checks, with one signature more.
+
+    Raises: as `read`; RunRefused when the key has signed it already.
+    """
+    files = read_files(path)
+    _known(files, trust, unsigned, 1, None)
+    return {**files, SIGNATURE: cosigned(files, key)}
+
+
 def received(
     content: bytes,
     out: Path,
@@ -134,7 +148,7 @@ def _known(
     found = examined(files, known, unsigned=unsigned, threshold=threshold, today=today)
     if trust is not None:
         for signer in found.signers:
-            _check_counter(trust, signer, found.manifest, found.sha256)
+            _check_counter(trust, signer, found.manifest, found.content)
     return found
 
 
@@ -183,6 +197,7 @@ def examined(
         report,
         tuple(signers),
         hashlib.sha256(whole).hexdigest(),
+        content_digest(files),
         len(whole),
     )
 
@@ -235,7 +250,7 @@ def _check_told(evaluation: Json, privacy: Json) -> None:
         ) from None
 
 
-def _check_counter(trust: Path, signer: Signer, manifest: Manifest, sha256: str) -> None:
+def _check_counter(trust: Path, signer: Signer, manifest: Manifest, content: str) -> None:
     """Refuse an older version than one that was seen here, or another with the same counter.
 
     Raises: RunRefused when what was seen cannot be written down.
@@ -246,21 +261,21 @@ def _check_counter(trust: Path, signer: Signer, manifest: Manifest, sha256: str)
         with locked(path):
             fresh: Json = {"format": SEEN, "seen": {}}
             held: Json = read_json(path) if path.is_file() else fresh
-            last = held["seen"].get(key, {"counter": 0, "sha256": ""})
+            last = held["seen"].get(key, {"counter": 0, "content": ""})
             counter = manifest.counter
             if counter < last["counter"]:
                 raise PackageRefused(
                     f"found version {counter} of {manifest.name}; expected {last['counter']} or "
                     "later, which was seen here: an old one is offered again"
                 )
-            if counter == last["counter"] and sha256 != last["sha256"]:
+            if counter == last["counter"] and content != last["content"]:
                 raise PackageRefused(
                     f"found another package that calls itself version {counter} of "
                     f"{manifest.name}; expected the one seen here, or a higher number: ask the "
                     "sender"
                 )
             if counter > last["counter"]:
-                held["seen"][key] = {"counter": counter, "sha256": sha256}
+                held["seen"][key] = {"counter": counter, "content": content}
                 write_json(path, held)
     except (KeyError, TypeError, AttributeError):
         raise RunRefused(f"{path} is damaged; expected what was seen here: put it right") from None
