@@ -15,6 +15,7 @@ worst site counts as much as the mean. Bytes are those that leave the sites, rou
     sketches      each site's sketch under one public normalization, merged, distilled once
     fedavg        weights travel in rounds (McMahan et al., AISTATS 2017): ROUNDS times EPOCHS local
                   epochs, averaged by the number of images; our own plain loop
+    flower        the same by Flower (flower_fedavg.py, in an environment of its own)
     pooled        all images in one place
 """
 
@@ -144,13 +145,18 @@ def fedavg(parts: list[RealSet], rounds: int, seed: int) -> Network:
         total = {name: torch.zeros_like(value) for name, value in start.items()}
         for part, share in zip(parts, shares, strict=True):
             network.load_state_dict(start, strict=False)
-            steps = EPOCHS * -(-len(RealImages(part, balanced_index(part))) // BATCH)
-            # The rate falls at half of a schedule: here it stays within a round.
-            on_real([part], seed * 1000 + number, network, steps=2 * steps, stop=steps)
+            one_pass(part, seed * 1000 + number, network)
             for name, value in network.parameter_state().items():
                 total[name] += share * value
         network.load_state_dict(total, strict=False)
     return network
+
+
+def one_pass(part: RealSet, seed: int, network: Network) -> None:
+    """Train a network for EPOCHS passes over one site's images: what a site does in a round."""
+    steps = EPOCHS * -(-len(RealImages(part, balanced_index(part))) // BATCH)
+    # The rate falls at half of a schedule: here it stays within a round.
+    on_real([part], seed, network, steps=2 * steps, stop=steps)
 
 
 def scores(network: Network, tests: dict[str, RealSet], public: bool = False) -> Row:
@@ -242,7 +248,7 @@ def summary() -> list[Row]:
     groups: dict[str, list[Row]] = {}
     for row in rows_known():
         way = row["way"]
-        kind = way if way.startswith("fedavg") else way.rpartition(" ")[0] or way
+        kind = way if way.startswith(("fedavg", "flower")) else way.rpartition(" ")[0] or way
         groups.setdefault(kind, []).append(row)
     told = []
     for kind, rows in groups.items():
