@@ -1,10 +1,11 @@
 """Change packages in every way that comes to mind, and see that a reader only ever refuses them.
 
-    python benchmarks/fuzz.py [--count 10000000] [--minutes 5] [--workers 2]
+    python benchmarks/fuzz.py [--count 1000000] [--minutes 5] [--workers 2]
 
 Mutations know the structure: bytes of the archive; bytes of one file, packed again with true sums;
 values, keys and nesting of each JSON; fields of the header of tensors; fields of the envelope. Most
-skip the signature, as if the sender were hostile, so that the readers behind it are reached. A
+skip the signature, as if the sender were hostile, so that the readers behind it are reached. Each
+run goes on with seeds that no run had, and adds to the counts. A
 crash is any exception but PackageRefused, a hang more than a second, and an audit hook notes files
 that are opened and code that is compiled or run. Counts, and what was found, go to
 results/fuzz.json; a crash is kept with its seed, so that it can be seen again.
@@ -189,7 +190,7 @@ def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> st
 
 def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, Any]:
     """Try one share of the mutations, each from its own seed."""
-    number, count, files, keys, until = job
+    start, count, files, keys, until = job
     torch.set_num_threads(1)
     from medistill.package.keys import checked
 
@@ -206,7 +207,7 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
     sys.addaudithook(hook)
     done: Counter[str] = Counter()
     crashes, slowest = [], 0.0
-    for at in range(number * count, (number + 1) * count):
+    for at in range(start, start + count):
         if at % BATCH == 0 and time.time() > until:
             break
         draw = random.Random(at)
@@ -229,7 +230,7 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
 def main() -> None:
     """Share the work and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000_000)
+    parser.add_argument("--count", type=int, default=1_000_000, help="More, beside those known.")
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
@@ -238,18 +239,23 @@ def main() -> None:
         files, trust = seeds(Path(place))
     keys = tuple(one.key.public_bytes_raw() for one in trust)
     share, until = given.count // given.workers, begin + 60 * given.minutes
-    jobs = [(number, share, files, keys, until) for number in range(given.workers)]
+    before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"next": 0}
+    first, after = before["next"], before["next"] + share * given.workers
+    jobs = [(first + n * share, share, files, keys, until) for n in range(given.workers)]
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         parts = pool.map(worker, jobs, chunksize=1)
-    done: Counter[str] = sum((part["done"] for part in parts), Counter())
+    parts = [before, *parts] if first else parts
+    done = sum((Counter(part["done"]) for part in parts), Counter[str]())
+    slowest = max(part["slowest"] for part in parts)
     found = {
         "mutations": sum(done.values()),
+        "next": after,
         "done": dict(sorted(done.items())),
         "crashes": [one for part in parts for one in part["crashes"]],
-        "slowest_s": round(max(part["slowest"] for part in parts), 4),
-        "hangs": sum(part["slowest"] > HANG_S for part in parts),
-        "events": dict(sum((part["events"] for part in parts), Counter())),
-        "seconds": round(time.time() - begin, 1),
+        "slowest": round(slowest, 4),
+        "hangs": int(slowest > HANG_S),
+        "events": dict(sum((Counter(part["events"]) for part in parts), Counter[str]())),
+        "seconds": round(time.time() - begin + before.get("seconds", 0), 1),
         "version": __version__,
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")

@@ -64,18 +64,22 @@ def _check_depth(content: bytes, name: str) -> None:
 
 def _check_texts(value: Any, name: str) -> None:
     """Refuse what a terminal would obey, and halves of characters, which no file can hold."""
-    for text in texts_of(value):
-        if not text.replace("\n", " ").isprintable():
-            raise PackageRefused(f"found a character in {name} that cannot be shown; expected text")
+    if not "".join(texts_of(value)).replace("\n", " ").isprintable():
+        raise PackageRefused(f"found a character in {name} that cannot be shown; expected text")
 
 
 def texts_of(value: Any) -> list[str]:
-    """Return all texts of a record, keys too."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for pair in value.items() for part in pair for text in texts_of(part)]
-    return [text for part in value for text in texts_of(part)] if isinstance(value, list) else []
+    """Return all texts of a record, keys too, in no order."""
+    found, left = [], [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
