@@ -1,6 +1,6 @@
 """Distill 20,000 color images of 224 pixels within 4 GiB.
 
-    python benchmarks/memory.py [--n 20000]
+    python benchmarks/memory.py [--n 20000] [--method sketch]
 
 The images (phantom ones, shifted copies of a thousand) are written once into a memory-mapped file
 of 3 GB below the system's temporary folder. DM with its paper's settings and real start makes two
@@ -54,13 +54,16 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=20_000)
-    real = opened(parser.parse_args().n)
-    rows = []
+    parser.add_argument("--method", choices=["dm", "sketch"], nargs="+", default=["dm", "sketch"])
+    given = parser.parse_args()
+    real = opened(given.n)
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    rows = [row for row in rows if row["method"] not in given.method]
     runs: list[tuple[Method, str]] = [
         (DM(start="real"), "convnet-3-128"),
         (FromSketch(networks=1), "convnet-3-32"),
     ]
-    for method, name in runs:
+    for method, name in (one for one in runs if one[0].name in given.method):
         task = Task(real, Budget(ipc=10), backbone(name), compute=Compute("bfloat16"))
         with Memory() as memory:
             begin = time.perf_counter()

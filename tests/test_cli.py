@@ -148,6 +148,7 @@ def test_distill_prints_its_record(run: tuple[Path, dict[str, Any], dict[str, An
 def test_evaluate_prints_its_record(run: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     folder, _, found = run
     keys = {"protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth"}
+    keys |= {"curve"}
     assert set(found) == keys
     assert (found["students"], found["seeds"]) == (["convnet-2-8"], [0, 1])
     for arm in ("synthetic", "random", "full"):

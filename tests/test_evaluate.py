@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load
 from medistill.distill import distill
-from medistill.errors import DataError
+from medistill.errors import DataError, RunRefused
 from medistill.evaluate import Evaluation, evaluate, evaluate_run
 from medistill.methods import Task
 from medistill.methods.random import Random
-from medistill.metrics import NAMES, gap_closed, score
+from medistill.metrics import NAMES, Score, gap_closed, score, worth
+from medistill.report.words import findings
 from medistill.rng import Rng
 from medistill.sets import RealSet, Splits, SyntheticSet
 from medistill.train import RealImages, TensorImages
@@ -118,6 +120,40 @@ def test_full_beats_random_beats_chance_on_an_easy_set() -> None:
     random, full = (found[arm]["accuracy"]["mean"] for arm in ("random", "full"))
     assert full > random + 0.02
     assert random > 1 / 3 + 0.1
+
+
+def test_a_set_of_random_images_is_worth_its_own_number() -> None:
+    """Worth is read from the curve of random images, which are those of the random arm."""
+    found = small_evaluation(curve=(1, 2, 8))
+    record = found.record()
+    assert list(record["curve"]) == ["1", "2", "8"]
+    assert record["curve"]["2"] == record["random"]["accuracy"]  # the same draws, trained alike
+    means = [found.curve[size].mean for size in (1, 2, 8)]
+    own = score(found.scores("synthetic", "accuracy")).mean
+    assert found.worth is not None
+    assert found.worth.mean == worth(own, [1, 2, 8], means)
+    assert small_evaluation().worth is None
+    assert small_evaluation(curve=(2,)).worth is None  # one size is no curve
+
+
+def test_a_worth_beyond_the_curve_is_null_and_said_so() -> None:
+    ones = {size: Score(0.5, 0.5, 0.5, 2) for size in (1, 4)}
+    rows = [{"arm": "synthetic", "accuracy": 0.9}, {"arm": "synthetic", "accuracy": 0.8}]
+    found = Evaluation(rows, [], {}, ones, 0.0).worth
+    assert found is not None
+    assert found.mean == math.inf
+    told = {"worth": {"mean": None, "low": None, "high": None, "n": 2}, "curve": {"1": 0, "4": 0}}
+    judged = {"synthetic": {"accuracy": {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 2}}, **told}
+    run = {"method": "dm", "images": 2, "data": {"name": "x"}, "source": "x"}
+    assert "worth more than 4 random real images" in findings(run, judged)[0]
+
+
+def test_a_size_beyond_a_class_is_refused_before_anything_is_trained(
+    trained: Counter[str],
+) -> None:
+    with pytest.raises(RunRefused, match="leave it out"):
+        small_evaluation(curve=(1, 1000))
+    assert not trained
 
 
 def test_one_seed_gives_one_evaluation(whole: Evaluation, untouched_generator: None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import __version__
 from .backbones import Backbone, Network, to_spec
 from .compute import PLAIN, Compute
+from .errors import RunRefused
 from .features import logits_of_set
 from .methods.base import choose
 from .metrics import evaluate_task, finite
@@ -78,14 +79,30 @@ def synthetic_arm(synthetic: SyntheticSet, device: torch.device = CPU) -> Arm:
 
 def random_arm(synthetic: SyntheticSet, splits: Splits) -> Arm:
     """Return the arm that trains on as many random real images: a draw of its own per seed."""
-    train, total = splits.train, len(synthetic)
-    counts: list[int] = []
-    if train.card.task != "multi-label":
-        counts = _by_weight(synthetic.labels)
+    several = splits.train.card.task == "multi-label"
+    return _random(splits, [] if several else _by_weight(synthetic.labels), len(synthetic))
 
+
+def sized_arm(ipc: int, splits: Splits) -> Arm:
+    """Return the arm that trains on `ipc` random real images per class (of labels: times them).
+
+    Raises: RunRefused when a class has fewer.
+    """
+    classes = len(splits.train.card.classes)
+    several = splits.train.card.task == "multi-label"
+    least = min(len(members) for members in splits.train.by_class)
+    if not several and ipc > least:
+        raise RunRefused(
+            f"found {least} images in the smallest class; expected {ipc} or more for this size of "
+            "the curve: leave it out"
+        )
+    return _random(splits, [] if several else [ipc] * classes, ipc * classes)
+
+
+def _random(splits: Splits, counts: list[int], total: int) -> Arm:
     def of_seed(seed: int) -> Drawable:
         generator = Rng(seed).child("random arm").at("choice")
-        return RealImages(train, choose(train, counts, total, generator))
+        return RealImages(splits.train, choose(splits.train, counts, total, generator))
 
     return Arm("random", total, f"images {counts or total}", of_seed)
 

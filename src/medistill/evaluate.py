@@ -1,6 +1,7 @@
 """Honest evaluation: synthetic, random and full data under one recipe, tested once at the end."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from .arms import RATES, Book, full_arm, random_arm, synthetic_arm
+from .arms import RATES, Book, full_arm, random_arm, sized_arm, synthetic_arm
 from .backbones import Backbone, from_spec
 from .compute import PLAIN, Compute, Mode, peak_memory, worth_compiling
 from .errors import DataError
-from .metrics import NAMES, Score, gap_closed, score
+from .metrics import NAMES, Score, gap_closed, score, worth_of
 from .progress import progress
 from .records import Json, to_record, write_json
 from .rng import Rng
@@ -43,7 +44,13 @@ class Evaluation:
     rows: list[Json]
     pilots: list[Json]
     recipes: dict[str, Json]
+    curve: dict[int, Score]
     seconds: float
+
+    @property
+    def worth(self) -> Score | None:
+        """How many random images per class are as accurate; None without a curve."""
+        return worth_of(score(self.scores("synthetic", "accuracy")), self.curve)
 
     def scores(self, arm: str, metric: str) -> list[float]:
         """Return one metric of an arm's students, in the order of the rows."""
@@ -67,7 +74,8 @@ class Evaluation:
         }
         record["gap_closed"] = {name: _plain(gap) if gap else None for name, gap in gaps.items()}
         return record | {
-            "worth": None,
+            "worth": _finite(self.worth) if self.worth else None,
+            "curve": {str(size): _plain(found) for size, found in self.curve.items()},
             "recipes": self.recipes,
             "rows": self.rows,
             "pilots": self.pilots,
@@ -79,6 +87,11 @@ def _plain(value: Score) -> Json:
     return dataclasses.asdict(value)
 
 
+def _finite(value: Score) -> Json:
+    """Return a worth with null for what lies beyond the curve's largest size."""
+    return {name: x if x != math.inf else None for name, x in _plain(value).items()}
+
+
 def evaluate(
     synthetic: SyntheticSet,
     splits: Splits,
@@ -87,14 +100,18 @@ def evaluate(
     seeds: Sequence[int],
     recipe: Recipe | None = None,
     rates: Sequence[float] = RATES,
+    curve: Sequence[int] = (),
     cache: Path | None = None,
     compute: Compute = PLAIN,
 ) -> Evaluation:
     """Train students on the synthetic set, on random real images and on all, and test them once.
 
+    With `curve`, sizes in images per class, random images of these sizes are scored as well, from
+    which follows how many of them the set is worth.
     Source: gap closed and baselines as in the project's protocol (docs/evaluation.md).
     Raises: DataError when the set and the splits are not of one kind (classes, channels, shape),
-    or when the test split holds one class only.
+    or when the test split holds one class only; RunRefused when a class has fewer images than a
+    size of the curve.
     """
     begin = time.monotonic()
     check_kind(splits.train.card, synthetic.card)
@@ -114,7 +131,9 @@ def evaluate(
     rows: list[Json] = []
     pilots: list[Json] = []
     recipes: dict[str, Json] = {}
-    total = len(arms) * len(students) * (len(rates) + len(seeds))
+    sized = {size: sized_arm(size, splits) for size in curve}
+    found: dict[int, list[float]] = {}
+    total = (len(arms) + len(sized)) * len(students) * (len(rates) + len(seeds))
     with progress("evaluate", total) as advance:
         for backbone in students:
             for arm in arms:
@@ -124,7 +143,13 @@ def evaluate(
                 pilots += tuned["pilots"]
                 recipes.setdefault(arm.name, tuned["recipe"])
                 rows += book.rows(tuned["recipe"], seeds, advance)
-    return Evaluation(rows, pilots, recipes, time.monotonic() - begin)
+            for size, arm in sized.items():
+                book = Book(cache, arm, splits, base, backbone, compute)
+                by = book.tuned(rates, advance)["recipe"]
+                scores = [row["accuracy"] for row in book.rows(by, seeds, advance)]
+                found[size] = found.get(size, []) + scores
+    measured = {size: score(values) for size, values in found.items()}
+    return Evaluation(rows, pilots, recipes, measured, time.monotonic() - begin)
 
 
 def evaluate_run(
@@ -135,6 +160,7 @@ def evaluate_run(
     seeds: Sequence[int],
     steps: int | None = None,
     batch: int | None = None,
+    curve: Sequence[int] = (),
     command: str = "",
     cache: Path | None = None,
     compute: Compute = PLAIN,
@@ -157,7 +183,7 @@ def evaluate_run(
     backbones = students or [from_spec(recipe.backbone)]
     if compiling is not None:
         step = partial(_one_step, backbones[0], splits.train, recipe, compute)
-        times = recipe.steps * len(backbones) * (len(RATES) + len(seeds))
+        times = recipe.steps * len(backbones) * (len(RATES) + len(seeds)) * (1 + len(curve))
         compute = dataclasses.replace(compute, compile=worth_compiling(compiling, step, times))
     found = evaluate(
         synthetic,
@@ -165,6 +191,7 @@ def evaluate_run(
         students=backbones,
         seeds=seeds,
         recipe=recipe,
+        curve=curve,
         cache=cache,
         compute=compute,
     )

@@ -1,7 +1,7 @@
 """Scores of predictions, as fractions, and their intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,19 @@ def worth(value: float, sizes: Sequence[int], scores: Sequence[float]) -> float:
     low, high = rising[place - 1], rising[place]
     share = (value - low) / (high - low)
     return round(float(np.exp(logs[place - 1] + share * (logs[place] - logs[place - 1]))), 6)
+
+
+def worth_of(own: Score, curve: Mapping[int, Score]) -> Score | None:
+    """Return the worth of a set's score by random images' scores at some sizes, None for one size.
+
+    The ends are the worth of the score's own ends; infinite where the curve never gets there.
+    """
+    if len(curve) < 2:
+        return None
+    sizes = sorted(curve)
+    means = [curve[size].mean for size in sizes]
+    low, high = (None if x is None else worth(x, sizes, means) for x in (own.low, own.high))
+    return Score(worth(own.mean, sizes, means), low, high, own.n)
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

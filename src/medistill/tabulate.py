@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .cell import FORMAT, Cell
 from .errors import DataError, UsageError, nearest
-from .metrics import NAMES, Score, gap_closed, score, worth
+from .metrics import NAMES, Score, gap_closed, score, worth_of
 from .progress import DONE
 from .records import Json, to_record
 from .study import BASELINES, Entry, Place, Study, grid
@@ -237,12 +237,7 @@ class Book:
         if found.place.method in BASELINES:
             return None
         curve = self.curve(found.place.source, found.place.backbone)
-        if len(curve) < 2:
-            return None
-        sizes, means = list(curve), [one.mean for one in curve.values()]
-        own = score(found.scores("accuracy"))
-        ends = [None if x is None else worth(x, sizes, means) for x in (own.low, own.high)]
-        return Score(worth(own.mean, sizes, means), ends[0], ends[1], own.n)
+        return worth_of(score(found.scores("accuracy")), curve)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,17 @@ def at_least_one(**counts: int | None) -> None:
             raise UsageError(f"found --{name.replace('_', '-')} {count}; expected at least 1")
 
 
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Read whole numbers of at least 1, comma between.
+
+    Raises: UsageError that names the flag.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() and int(word) for word in words):
+        raise UsageError(f"found --{name} {text}; expected whole numbers like 1,10,50")
+    return [int(word) for word in words]
+
+
 def emit(record: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: JSON for programs, text for people."""
     print(json.dumps(record) if as_json else text)
@@ -151,6 +162,10 @@ def scores_text(record: dict[str, Any]) -> str:
             else (interval_text(gap))
         )
         lines.append(f"gap closed ({name}): {text}")
+    if worth := record["worth"]:
+        most = max(map(int, record["curve"]))
+        text = f"more than {most}" if worth["mean"] is None else f"about {worth['mean']:.0f}"
+        lines.append(f"worth: {text} random images per class")
     return "\n".join(lines)
 
 

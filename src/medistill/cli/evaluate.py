@@ -23,7 +23,17 @@ from .common import (
     guarded,
     optioned,
     scores_text,
+    whole_numbers,
 )
+
+ARMS = ("synthetic", "random", "full")
+SHOWN = ("protocol", "students", "seeds", *ARMS, "gap_closed", "worth", "curve")
+Curve = Annotated[
+    str,
+    typer.Option(
+        help="Sizes of random images per class, as 1,2,5,10,20,50: how many is the set worth?"
+    ),
+]
 
 
 @guarded
@@ -41,6 +51,7 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option(help="Images in a training step; fewer for large volumes.")
     ] = None,
+    curve: Curve = "",
     precision: Precision = "float32",
     compile: Compile = "auto",
     device: Device = "auto",
@@ -65,6 +76,7 @@ def evaluate(
     from ..evaluate import evaluate_run
 
     at_least_one(seeds=seeds, student_steps=student_steps, batch=batch)
+    sizes = whole_numbers("curve", curve) if curve else []
     students = [read_backbone(name) for name in backbone or []]
     where = find_device(device)
     splits = load(
@@ -77,10 +89,10 @@ def evaluate(
         seeds=range(seeds),
         steps=student_steps,
         batch=batch,
+        curve=sizes,
         command=command_line(),
         cache=cache_folder(),
         compute=Compute(precision),
         compiling=compile,
     )
-    shown = ("protocol", "students", "seeds", "synthetic", "random", "full", "gap_closed", "worth")
-    emit({name: record[name] for name in shown}, scores_text(record), as_json)
+    emit({name: record[name] for name in SHOWN}, scores_text(record), as_json)

@@ -18,6 +18,7 @@ from .common import (
     guarded,
     interval_text,
     optioned,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -53,20 +54,17 @@ def predict(
     """
     from ..data import load
     from ..engine import local
-    from ..errors import UsageError
     from ..indicator import load_indicator
     from ..predict import predict as predict_set
 
-    words = [word.strip() for word in ipc.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise UsageError(f"found --ipc {ipc}; expected whole numbers like 1,10,50")
+    budgets = whole_numbers("ipc", ipc)
     known = load_indicator(indicator)
     where = optioned(source, window=window, spacing=spacing)
     splits = load(where, root=data_root, offline=offline, seed=seed)
     made = predict_set(
         splits.train,
         splits.val,
-        ipc=[int(word) for word in words],
+        ipc=budgets,
         indicator=known,
         methods=method or (),
         seed=seed,

@@ -118,9 +118,8 @@ def findings(run: Json, evaluation: Json | None) -> tuple[str, list[str]]:
                 "Full data scores below the synthetic set, so it is no ceiling here: its training "
                 "may be too short, or its settings ill chosen. Do not read the gap closed."
             )
-    worth = score(evaluation.get("worth"))
-    if worth:
-        told.append(_worth(worth))
+    if evaluation.get("worth"):
+        told.append(_worth(evaluation))
     if min(s.n for s in (synthetic, random, full) if s) < 2:
         warned.append("An arm was trained once only: without an interval no difference is settled.")
     return " ".join(told), warned
@@ -183,10 +182,14 @@ def _beside_full(synthetic: Score, full: Score, gap: Score | None) -> str:
     return f"{told}; {percent(gap.mean)} of the gap between random and full data is closed{within}."
 
 
-def _worth(worth: Score) -> str:
-    known = worth.low is not None and worth.high is not None
-    within = f" (95% interval {worth.low:.0f} to {worth.high:.0f})" if known else ""
-    return f"The set is worth about {worth.mean:.0f} random real images per class{within}."
+def _worth(evaluation: Json) -> str:
+    found = score(evaluation["worth"])
+    if found is None:
+        most = max(map(int, evaluation["curve"]))
+        return f"The set is worth more than {most} random real images per class, the most tried."
+    known = found.low is not None and found.high is not None
+    within = f" (95% interval {found.low:.0f} to {found.high:.0f})" if known else ""
+    return f"The set is worth about {found.mean:.0f} random real images per class{within}."
 
 
 def _gap(evaluation: Json, metric: str) -> Any:
