@@ -375,9 +375,9 @@ Protocol: {backbone} distills and is the student; students train {steps} steps o
 {batch}; learning rate and stop are chosen on the validation split with random images and serve all
 methods of that dataset and budget; full data has its own choice. A cell is test accuracy / AUC in
 percent with the 95% t interval over seeds (3 of synthesis, each with its own student; herding and
-k-center choose once, so theirs covers students alone; 10 draws of random images, 5 at 50 per class;
-3 students of full data), then the gap closed between random and full accuracy, then the steps made
-of the paper's.
+k-center choose once, so theirs covers students alone; 10 draws of random images, 5 of MedNIST at
+50; 3 students of full data), then the gap closed between random and full accuracy, then the steps
+made of the paper's.
 An image of `sketch` holds four tiles, and students train on each; all other images are whole.
 Methods that ran a small fraction of the paper's steps are not at their best, above all from noise.
 MedNIST is resized to 28 pixels and cut to 1,000 images of each class. Cells and tables that are

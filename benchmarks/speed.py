@@ -86,7 +86,7 @@ def plain(network: Network, channels: int, width: int) -> nn.Sequential:
 
 def peak() -> int:
     """Return the largest resident size since `reset`, in bytes."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -94,7 +94,7 @@ def peak() -> int:
 
 def reset() -> int:
     """Forget the peak and return the present size."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
         # Freed memory that the allocator keeps would count as held before.

@@ -1,5 +1,6 @@
 """The command line: help, JSON shapes, and one line with the right exit code for every mistake."""
 
+import errno
 import json
 import os
 import re
@@ -284,6 +285,11 @@ def write_folder(top: Path, classes: tuple[str, ...], side: int = 16) -> Path:
     return top
 
 
+def noise() -> Any:
+    """Return pixels."""
+    return np.random.default_rng(2).integers(0, 256, (16, 16), dtype=np.uint8)
+
+
 def spoil(folder: Path) -> None:
     """Write one of each input that cannot be used."""
     write_npz(folder / "good.npz")
@@ -314,6 +320,12 @@ def spoil(folder: Path) -> None:
     Image.new("L", (20, 16)).save(folder / "mixed" / "b" / "0.png")
     (folder / "taken").mkdir()
     (folder / "taken" / "notes.txt").write_text("mine")
+    write_folder(folder / "mixed channels", ("a", "b"))
+    Image.new("RGBA", (16, 16)).save(folder / "mixed channels" / "b" / "0.png")
+    Image.fromarray(noise()).save(write_folder(folder / "torn tiff", ("a", "b")) / "a" / "9.tif")
+    tiff = folder / "torn tiff" / "a" / "9.tif"
+    tiff.write_bytes(tiff.read_bytes()[:90])
+    write_npz(folder / "int32.npz", train_images=np.full((20, 16, 16), 300, np.int32))
     (folder / "a file").write_text("mine")
     (folder / "empty").mkdir()
     (folder / "corrupt").mkdir()
@@ -364,6 +376,8 @@ BAD: dict[str, tuple[str, int, str]] = {
     "no images": (DISTILL.format("folder:no?images"), 3, "found no images"),
     "one class": (DISTILL.format("folder:one?class"), 3, "one class"),
     "torn PNG": (DISTILL.format("folder:torn"), 3, "3.png is no whole image"),
+    "torn TIFF": (DISTILL.format("folder:torn?tiff"), 3, "9.tif is no whole image"),
+    "npz dtype": (DISTILL.format("int32.npz"), 3, "int32"),
     "mixed sizes": (DISTILL.format("folder:mixed"), 3, "expected one size"),
     "no run to evaluate": (f"evaluate empty --data {SOURCE}", 3, "synthetic.safetensors"),
     "absent run to evaluate": (f"evaluate absent --data {SOURCE}", 3, "synthetic.safetensors"),
@@ -429,6 +443,31 @@ def test_local_data_of_another_kind_is_one_line(
     assert listing(here) == {}
 
 
+def test_another_split_of_the_same_data_is_refused_for_it_tests_on_training_images(
+    here: Path,
+) -> None:
+    write_folder(here / "images", ("a", "b"))
+    words = ("folder:images", "--out", "r", "--method", "random", "--ipc", "2", "--seed", "1")
+    made = cli("distill", *words, "--backbone", "convnet-2-8")
+    assert made.exit_code == 0, made.output
+    assert "--data 'folder:images' --seed 1" in made.stdout
+    again = ("evaluate", "r", "--data", "folder:images", "--seeds", "2", "--student-steps", "4")
+    result = cli(*again)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    assert "give --seed as distill had it" in result.stderr
+    assert cli(*again, "--seed", "1").exit_code == 0
+
+
+def test_a_full_disk_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = cli("distill", SOURCE, *TINY, "--out", "r")
+    assert (result.exit_code, result.stderr.count("\n")) == (5, 1)
+    assert "the disk is full" in result.stderr
+
+
 def test_a_loss_that_is_not_finite_is_one_line(here: Path) -> None:
     words = (*TINY, "--out", "r", "--lr-images", "1e30", "--steps", "9")
     result = cli("distill", SOURCE, *words)
@@ -447,7 +486,7 @@ def test_wrong_usage_exits_with_two(words: tuple[str, ...], here: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["method", "torn PNG", "taken"])
+@pytest.mark.parametrize("name", ["method", "torn PNG", "torn TIFF", "taken"])
 def test_a_mistake_in_a_real_process_is_one_line(name: str, spoiled: Path) -> None:
     text, code, message = BAD[name]
     result = python("-m", "medistill", *words_of(text), folder=spoiled)

@@ -234,6 +234,15 @@ def test_size_pads_to_a_square_before_it_resizes(tmp_path: Path) -> None:
     assert (wide[[0, 7]] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["bmp", "tif", "tiff", "jpg", "JPEG"])
+def test_pictures_of_every_kind_are_read(kind: str, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    white = np.full((16, 16), 255, dtype=np.uint8)
+    save(tmp_path / "a" / f"white.{kind}", white)
+    images = torch.cat([part.images for part in load(f"folder:{tmp_path};size=16")])
+    assert int((images == 255).flatten(1).all(1).sum()) == 1
+
+
 def test_channels_follow_the_images_or_the_option(tmp_path: Path) -> None:
     make_folder(tmp_path)
     color = noise(1, color=True)

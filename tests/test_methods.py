@@ -16,7 +16,8 @@ from medistill.augment import Augmentation
 from medistill.backbones import Backbone, ConvNet, Network
 from medistill.budget import Budget
 from medistill.conformance import toy
-from medistill.errors import RunRefused, UsageError
+from medistill.distill import distill
+from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import DC, DM, DSA, METHODS, Method, Task, make, method_class
 from medistill.methods.base import choose, one_hot, pick, started
 from medistill.methods.gradient_matching import NORM_IMAGES, distance, loops
@@ -190,6 +191,40 @@ def test_dm_with_a_bank_equals_a_loop_over_the_whole_set(augmentation: Augmentat
         losses.append(log["loss"])
         assert log["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     assert len(set(losses)) == 4
+
+
+def test_means_of_a_bank_are_averaged_over_draws() -> None:
+    task = task_of(toy(channels=3), ipc=2, augmentation=Augmentation())
+    real = task.real
+    (means,) = DM(bank=2, draws=3).prepare(task, Rng(0)).values()
+    for number, found in enumerate(means):
+        at = Rng(0).child("bank", number)
+        network = task.backbone.build(real.card, at.at("network"))
+        shape, wanted = real.card.shape, torch.zeros_like(found)
+        for d in range(3):
+            draw = task.augmentation.draw(1, shape, at.at("augment", *([d] if d else [])))
+            for c, members in enumerate(real.by_class):
+                images = task.augmentation.apply(real.normalized(members), draw)
+                wanted[c] += network.body(images).flatten(1).mean(0) / 3
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    one, many = DM(bank=2), DM(bank=2, draws=3)
+    assert one.prepared_from(task) != many.prepared_from(task)
+    with pytest.raises(UsageError, match="above 1 with a bank"):
+        distill(DM(draws=2), task, seed=0, steps=1)
+    # The synthetic side has a draw of its own in each step, so equal states part.
+    task = dataclasses.replace(task, prepared={"means": means[:1].expand(2, -1, -1)})
+    state = many.init(task, Rng(0))
+    first = many.step(state, task, Rng(0))[0]["images"]
+    later = many.step({**state, "step": torch.tensor(2)}, task, Rng(0))[0]["images"]
+    assert not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("method", [DM(bank=1), Herding(), KCenter()])
+def test_features_that_are_not_finite_are_refused(method: Method) -> None:
+    real = toy()
+    broken = dataclasses.replace(real, card=dataclasses.replace(real.card, std=(float("nan"),)))
+    with pytest.raises(DataError, match="features that are not finite"):
+        distill(method, task_of(broken), seed=0, steps=1)
 
 
 def test_a_bank_needs_networks_that_see_each_image_alone() -> None:

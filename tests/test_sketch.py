@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -351,6 +352,7 @@ def test_a_damaged_sketch_is_refused(tmp_path: Path, how: str) -> None:
         Sketch.load(path)
     result = CliRunner().invoke(app, ["distill", str(path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_header_that_is_no_object_is_refused(tmp_path: Path) -> None:
@@ -373,6 +375,38 @@ def test_a_run_goes_on_with_its_own_sketch_only(tmp_path: Path) -> None:
     refused = run(app, [*words[:-1], str(tmp_path / "other"), "--networks", "5"])
     assert refused.exit_code == 2
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("cut", "distill {cut} --out {out}"),
+        ("empty", "distill {empty} --out {out}"),
+        ("no image of class", "distill {classless} --out {out}"),
+        ("not finite", "sketch {broken} --backbone convnet-1-4 --networks 1 --out {out}"),
+        ("expected sketches made alike", "merge {whole} {other} --out {out}"),
+    ],
+)
+def test_a_sketch_that_cannot_be_used_is_one_line(what: str, words: str, tmp_path: Path) -> None:
+    names = ("cut", "empty", "classless", "whole", "other", "out")
+    places = {name: tmp_path / f"{name}.sketch" for name in names}
+    held = sketch(REAL, spec_of())
+    held.save(places["whole"])
+    places["cut"].write_bytes(places["whole"].read_bytes()[:300])
+    places["empty"].write_bytes(b"")
+    counts = torch.tensor([30, 0, 30])
+    sums = held.sums * (counts > 0).view(-1, 1, 1)
+    dataclasses.replace(held, counts=counts, sums=sums).save(places["classless"])
+    sketch(REAL, spec_of(scale=2.0)).save(places["other"])
+    folder = tmp_path / "broken.npz"
+    part = {"images": np.full((8, 16, 16), np.nan), "labels": np.arange(8) % 2}
+    arrays = {f"{s}_{k}": v for s in ("train", "val", "test") for k, v in part.items()}
+    np.savez(folder, **arrays)
+    given = {**places, "broken": f"npz:{folder}"}
+    result = CliRunner().invoke(app, words.format(**given).split())
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    assert what in result.stderr or what in ("cut", "empty")
+    assert not places["out"].exists()
 
 
 @pytest.mark.parametrize("cut", [0, 5, 300])
@@ -398,7 +432,15 @@ def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
     run = CliRunner().invoke
     flags = ["--backbone", "convnet-2-8", "--networks", "2", "--frequencies", "8"]
     flags += ["--layers", "last"]
-    source = "phantom:n=40,size=16"
+    part = load("phantom:n=40,size=16")
+    arrays = {
+        f"{name}_{what}": getattr(one, what)
+        for name, one in zip(("train", "val", "test"), part, strict=True)
+        for what in ("images", "labels")
+    }
+    images = tmp_path / "images.npz"
+    np.savez(images, **{name: t.numpy().squeeze() for name, t in arrays.items()})
+    source = f"npz:{images}"
     for name in ("a", "b"):
         found = run(app, ["sketch", source, *flags, "--out", str(tmp_path / f"{name}.sketch")])
         assert found.exit_code == 0, found.output
@@ -406,10 +448,11 @@ def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
     assert again.exit_code == 5
     wrong = run(app, ["sketch", source, *flags, "--out", str(tmp_path / "a.txt")])
     assert wrong.exit_code == 2
+    images.unlink()
     both = str(tmp_path / "both.sketch")
     merged = run(app, ["merge", *(str(tmp_path / f"{n}.sketch") for n in "ab"), "--out", both])
     assert merged.exit_code == 0, merged.output
-    assert Sketch.load(Path(both)).counts.tolist() == [40, 40]
+    assert Sketch.load(Path(both)).counts.tolist() == (2 * part.train.labels.bincount()).tolist()
     words = ["distill", both, "--ipc", "2", "--iterations", "3", "--out", str(tmp_path / "run")]
     made = run(app, words)
     assert made.exit_code == 0, made.output

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import __version__
 from .backbones import Backbone, Network, to_spec
-from .compute import PLAIN, Compute
+from .compute import BLOCK_PIXELS, GPU_BLOCK, PLAIN, Compute
 from .errors import RunRefused
 from .features import logits_of_set
 from .methods.base import choose
@@ -21,7 +21,7 @@ from .metrics import evaluate_task, finite
 from .progress import progress
 from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
 from .rng import Rng
-from .sets import Recipe, Splits, SyntheticSet
+from .sets import Card, Recipe, Splits, SyntheticSet
 from .train import (
     CPU,
     Drawable,
@@ -120,6 +120,11 @@ def full_arm(splits: Splits) -> Arm:
     """Return the arm that trains on the whole training split, its classes equally often."""
     index = balanced_index(splits.train)
     return Arm("full", len(splits.train), "balanced", lambda seed: RealImages(splits.train, index))
+
+
+def together(batch: int, card: Card) -> int:
+    """Return how many students' batches, which go through whole, fill a GPU as one block does."""
+    return max(1, GPU_BLOCK * BLOCK_PIXELS // (batch * math.prod(card.shape)))
 
 
 def pays_together(device: torch.device) -> bool:
@@ -267,11 +272,15 @@ class Book:
         networks = [self._network(seed) for seed in seeds]
         if networks[0].mixes_images:
             return {}
-        data = [self.arm.of_seed(seed) for seed in seeds]
-        rngs = [Rng(seed).child("student") for seed in seeds]
-        fit_together(networks, data, by, rngs, compute=self.compute)
+        size = together(by.batch, self.splits.train.card)
+        for at in range(0, len(seeds) if size > 1 else 0, size):
+            part = seeds[at : at + size]
+            data = [self.arm.of_seed(seed) for seed in part]
+            rngs = [Rng(seed).child("student") for seed in part]
+            fit_together(networks[at : at + size], data, by, rngs, compute=self.compute)
         share = (time.monotonic() - begin) / len(seeds)
-        return {seed: (network, share) for seed, network in zip(seeds, networks, strict=True)}
+        ready = zip(seeds, networks, strict=True) if size > 1 else ()
+        return {seed: (network, share) for seed, network in ready}
 
     def _row(
         self, recipe: Mapping[str, Any], seed: int, ready: tuple[Network, float] | None

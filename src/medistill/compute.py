@@ -129,11 +129,17 @@ def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> boo
     if mode != "auto" or not has_compiler():
         return mode == "on"
     unit()  # the first one also warms up
+    _finished()
     begin = time.perf_counter()
     unit()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _finished()
     return (time.perf_counter() - begin) * times > REPAYS_S
+
+
+def _finished() -> None:
+    """Wait for a GPU, where this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def find_device(name: str) -> torch.device:
@@ -145,7 +151,12 @@ def find_device(name: str) -> torch.device:
         raise UsageError(f"found device {name!r}; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("found no GPU that torch can use; expected one for cuda: use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # float32 means float32, as on a CPU; bfloat16 is there for those who want it fast.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda")
 
 
 def peak_memory() -> int:

@@ -18,7 +18,7 @@ from .metrics import NAMES, Score, gap_closed, score, worth_of
 from .progress import progress
 from .records import Json, to_record, write_json
 from .rng import Rng
-from .sets import RealSet, Recipe, Splits, SyntheticSet
+from .sets import Card, RealSet, Recipe, Splits, SyntheticSet
 from .train import RealImages, check_kind, gradient
 
 FORMAT = "medistill evaluation 1"
@@ -110,11 +110,12 @@ def evaluate(
     which follows how many of them the set is worth.
     Source: gap closed and baselines as in the project's protocol (docs/evaluation.md).
     Raises: DataError when the set and the splits are not of one kind (classes, channels, shape),
-    or when the test split holds one class only; RunRefused when a class has fewer images than a
-    size of the curve.
+    or are other splits of the same data, or when the test split holds one class only; RunRefused
+    when a class has fewer images than a size of the curve.
     """
     begin = time.monotonic()
     check_kind(splits.train.card, synthetic.card)
+    _check_split(synthetic, splits.train.card)
     present = len(splits.test.labels.unique())
     if present < 2:
         raise DataError(
@@ -137,8 +138,7 @@ def evaluate(
     with progress("evaluate", total) as advance:
         for backbone in students:
             for arm in arms:
-                store = None if arm.name == "synthetic" else cache
-                book = Book(store, arm, splits, base, backbone, compute)
+                book = Book(cache, arm, splits, base, backbone, compute)
                 tuned = book.tuned(rates, advance)
                 pilots += tuned["pilots"]
                 recipes.setdefault(arm.name, tuned["recipe"])
@@ -150,6 +150,16 @@ def evaluate(
                 found[size] = found.get(size, []) + scores
     measured = {size: score(values) for size, values in found.items()}
     return Evaluation(rows, pilots, recipes, measured, time.monotonic() - begin)
+
+
+def _check_split(synthetic: SyntheticSet, here: Card) -> None:
+    made = synthetic.origin.data_digest
+    if made and made != here.digest and synthetic.card.name == here.name:
+        raise DataError(
+            f"{here.name}: found other training images than the set was distilled from; expected "
+            "the same split, or students would be tested on images that it was made of: give "
+            "--seed as distill had it"
+        )
 
 
 def evaluate_run(

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from .augment import Augmentation, Draw
 from .backbones import Network, channels_last, levels_of
 from .compute import PLAIN, Compute
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .pixels import Whitening
 from .sets import RealSet
 
@@ -80,9 +80,26 @@ def extract_fast(
 
 
 def of_set(network: Network, real: RealSet, compute: Compute = PLAIN) -> Tensor:
-    """Return features [n, d] of a real set's images, read in order, without a gradient."""
+    """Return features [n, d] of a real set's images, read in order, without a gradient.
+
+    Raises: DataError when they are not finite.
+    """
     blocks = torch.arange(len(real)).split(read_size(real))
-    return torch.cat([extract_fast(network, real.normalized(part), compute) for part in blocks])
+    found = [extract_fast(network, real.normalized(part), compute) for part in blocks]
+    return _finite(torch.cat(found), real)
+
+
+def _finite(found: Tensor, real: RealSet) -> Tensor:
+    """Refuse what would spoil all that is computed of it, without a word.
+
+    Raises: DataError.
+    """
+    if not bool(found.isfinite().all()):
+        raise DataError(
+            f"{real.card.name}: found features that are not finite; expected numbers: look at the "
+            "images, their mean and std"
+        )
+    return found
 
 
 def read_size(real: RealSet) -> int:
@@ -123,6 +140,7 @@ def class_means(
     """Return the mean features [k, d] of all images of each class under one draw.
 
     Sums are float32 within a read and float64 across reads, so that long sets lose nothing.
+    Raises: DataError when they are not finite.
     """
     means = []
     for members in real.by_class:
@@ -131,7 +149,7 @@ def class_means(
             images = augmentation.apply(real.normalized(part), draw)
             total = total + extract_fast(network, images, compute).sum(0).double()
         means.append((total / len(members)).float())
-    return torch.stack(means)
+    return _finite(torch.stack(means), real)
 
 
 @torch.no_grad()

@@ -201,6 +201,9 @@ class Splits(NamedTuple):
 
     def whitened(self, whitening: Whitening | None) -> "Splits":
         """Return the splits with their normalized images whitened."""
+        if whitening is not None:
+            device = self.train.device
+            whitening = Whitening(*(tensor.to(device) for tensor in whitening))
         return Splits(*(part.whitened(whitening) for part in self))
 
 

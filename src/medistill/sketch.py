@@ -349,12 +349,12 @@ def shape_of(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
 
 def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:
     """Return the sums of a few images: they are read once and seen by all networks."""
-    sums = torch.zeros(shape_of(real.card, spec), dtype=torch.int64)
-    images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
+    sums = torch.zeros(shape_of(real.card, spec), dtype=torch.int64, device=real.device)
+    images = real.normalized(torch.arange(len(real)))
     for number in range(spec.networks):
         way = probe(spec, real.card, number, spreads[number], real.device)
-        sums[:, number].index_add_(0, labels, way.on_grid(images, compute).cpu())
-    return sums
+        sums[:, number].index_add_(0, real.labels, way.on_grid(images, compute))
+    return sums.cpu()
 
 
 def merge(sketches: Sequence[Sketch]) -> Sketch:

@@ -25,7 +25,7 @@ from ..records import Json, from_record, read_json, write_atomic, write_json
 from ..rng import Rng
 from ..sets import RealSet, Splits, SyntheticSet
 from ..sketch import SketchSpec
-from ..train import RealImages, fit
+from ..train import CPU, RealImages, fit
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
 from .curves import LEVEL, RATES
@@ -86,6 +86,7 @@ def audit_run(
     UsageError when there are too few images.
     """
     begin = time.monotonic()
+    splits = splits.to(CPU)  # sets and networks of an audit are small, and lie there
     made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
     _check(made, run, splits)
     plain, splits = splits.train, _seen_by(made, splits)

@@ -148,7 +148,7 @@ def distill(
     record = distill_to(
         out, run, resume=resume, cache=cache_folder(), compiling=compile, track=track
     )
-    _tell(record, out, "SOURCE" if held else source, as_json)
+    _tell(record, out, "SOURCE" if held else source, seed, as_json)
 
 
 def _budget(
@@ -161,12 +161,12 @@ def _budget(
     return Budget(each, images, bytes, share, small)
 
 
-def _tell(record: dict[str, Any], out: Path, source: str, as_json: bool) -> None:
+def _tell(record: dict[str, Any], out: Path, source: str, seed: int, as_json: bool) -> None:
     shown = {"run": str(out), **{name: record[name] for name in SHOWN}}
     text = (
         f"{record['images']} images in {out} after {record['steps_done']} steps, "
         f"{record['seconds']:.0f} s; look at {out / 'sheet.png'}\n"
-        f"next: medistill evaluate {out} --data '{source}'"
+        f"next: medistill evaluate {out} --data '{source}'{f' --seed {seed}' if seed else ''}"
     )
     emit(shown, text, as_json)
 

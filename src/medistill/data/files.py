@@ -1,8 +1,10 @@
 """Image files of any kind: read one, bring it to the shape and channels of its set."""
 
 import struct
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,13 +130,23 @@ def _reader(path: str) -> Callable[[str, Rule], Array]:
     return read_instance
 
 
+@contextmanager
+def picture(path: str) -> Iterator[Image.Image]:
+    """Open an image file; of what the library only warns, broken files have an error of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
+
+
 def read_picture(path: str, rule: Rule) -> Array:
     """Read a PNG, JPEG, BMP or TIFF image as [c, h, w]; 16 bits are kept, palettes become color.
 
     Raises: DataError when the file is missing or no whole image.
     """
     try:
-        with Image.open(path) as image:
+        with picture(path) as image:
             if image.mode.startswith("I;16"):
                 return np.asarray(image).astype(np.uint16)[None]
             if image.mode in ("I", "F"):

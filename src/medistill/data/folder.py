@@ -16,7 +16,7 @@ from ..rng import Rng
 from ..sets import Card, Splits
 from .archive import unpacked
 from .decode import decoded
-from .files import BROKEN, PICTURES, Array, no_whole_image
+from .files import BROKEN, PICTURES, Array, no_whole_image, picture
 from .listed import Listed
 from .source import ARCHIVES, Source, Where
 from .split import SHARES
@@ -131,7 +131,7 @@ def _header(paths: Sequence[str], size: int, channels: int) -> tuple[int, tuple[
     with progress("image headers", len(paths)) as advance:
         for path in paths:
             try:
-                with Image.open(path) as image:
+                with picture(path) as image:
                     _check_depth(image, path)
                     sizes.setdefault(image.size, path)
                     grey &= image.mode in _GREY
@@ -162,7 +162,7 @@ def _check_depth(image: Image.Image, path: str) -> None:
 def _picture(one: Listed, *, mode: str, shape: tuple[int, int], pad: bool) -> Array:
     """Decode one image as [1, c, h, w]."""
     try:
-        with Image.open(one.path) as opened:
+        with picture(one.path) as opened:
             image = opened.convert(mode)
     except BROKEN as error:
         raise no_whole_image(one.path, error) from None

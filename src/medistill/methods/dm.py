@@ -28,12 +28,14 @@ class DM(Method):
     L = sum_c || mean phi(A_w(T_c)) - mean phi(A_w(S_c)) ||^2, phi a fresh untrained network and w
     a fresh draw for each class in each step (equation 5)
     Source: Zhao and Bilen, WACV 2023, arXiv 2110.04181.
-    Departures: images start from noise unless told otherwise (paper: real images); all classes
-    pass the network in one call. In multi-label tasks, which the paper has not, c runs over the
-    labels, T_c and S_c are the images that have it, and one draw serves all. `bank` networks, each
-    with one draw for all classes, take the place of fresh ones: the means of the whole real set
-    under them are computed once, and a step costs the synthetic images alone (0: fresh networks
-    and 256 real images, as in the paper).
+    Departures: images start from noise unless told otherwise (paper: real images); the rate stays
+    at 1 from 100 images per class on (paper: 10); all classes pass the network in one call. In
+    multi-label tasks, which the paper has not, c runs over the labels, T_c and S_c are the images
+    that have it, and one draw serves all. `bank` networks, each with one draw for all classes,
+    take the place of fresh ones: the means of the whole real set under them are computed once, and
+    a step costs the synthetic images alone. With several `draws` these means are averaged over so
+    many, and the synthetic side has a fresh one in each step (bank 0: fresh networks and 256 real
+    images, as in the paper).
     """
 
     iterations: int = 20_000
@@ -41,6 +43,7 @@ class DM(Method):
     momentum: float = 0.5
     batch_real: int = 256
     bank: int = 0
+    draws: int = 1
     start: Start = "noise"
     name: ClassVar[str] = "dm"
     paper: ClassVar[str] = "arXiv 2110.04181"
@@ -51,11 +54,14 @@ class DM(Method):
         return self.iterations
 
     def as_in_paper(self, task: Task) -> "DM":
-        """Start from real images; the rate is 10 from 100 images per class on."""
-        return replace(self, start="real", lr_images=10.0 if task.ipc >= 100 else 1.0)
+        """Start from real images, under fresh networks; the rate is 10 from 100 per class on."""
+        rate = 10.0 if task.ipc >= 100 else 1.0
+        return replace(self, start="real", lr_images=rate, bank=0)
 
     def check(self, task: Task) -> None:
-        """Refuse a bank of networks that mix the images of a batch."""
+        """Refuse a bank of networks that mix the images of a batch, and draws without a bank."""
+        if self.draws < 1 or (self.draws > 1 and not self.bank):
+            raise UsageError(f"found draws {self.draws}; expected 1 or more, above 1 with a bank")
         if self.bank and task.network(Rng(0).at("check")).mixes_images:
             raise UsageError(
                 f"found {task.backbone.name}, whose features of an image depend on its batch; "
@@ -64,7 +70,7 @@ class DM(Method):
 
     def prepared_from(self, task: Task) -> Json:
         """Return the size of the bank: all budgets, rates and seeds share one."""
-        return {"feature bank": self.bank}
+        return {"feature bank": self.bank} | ({"draws": self.draws} if self.draws > 1 else {})
 
     def prepare(self, task: Task, rng: Rng) -> State:
         """Return the class means [bank, k, d] of the whole real set, one network after another."""
@@ -74,7 +80,16 @@ class DM(Method):
         with progress("feature bank", self.bank) as advance:
             for number in range(self.bank):
                 network, draw = bank_entry(task, number)
-                means.append(set_means(network, task.real, task.augmentation, draw, task.compute))
+                at = _bank(number)
+                more = [
+                    task.augmentation.draw(1, task.real.card.shape, at.at("augment", d))
+                    for d in range(1, self.draws)
+                ]
+                found = [
+                    set_means(network, task.real, task.augmentation, one, task.compute)
+                    for one in (draw, *more)
+                ]
+                means.append(torch.stack(found).mean(0))
                 advance()
         return {"means": torch.stack(means)}
 
@@ -88,7 +103,11 @@ class DM(Method):
         if self.bank:
             number = step % self.bank
             network, draw = bank_entry(task, number)
-            draws, means = [draw] * task.classes, task.prepared["means"][number]
+            means = task.prepared["means"][number]
+            if self.draws > 1:
+                at, shape = rng.child("step", step), task.real.card.shape
+                draw = task.augmentation.draw(1, shape, at.at("augment"))
+            draws = [draw] * task.classes
         else:
             at = rng.child("step", step)
             network = fixed(task.network(at.at("network")))
@@ -109,11 +128,15 @@ def bank_entry(task: Task, number: int) -> tuple[Network, Draw]:
     return _entry(task.backbone, task.real.card, task.augmentation, task.real.device, number)
 
 
+def _bank(number: int) -> Rng:
+    return Rng(0).child("bank", number)
+
+
 @lru_cache(maxsize=KEPT)
 def _entry(
     backbone: Backbone, card: Card, augmentation: Augmentation, device: torch.device, number: int
 ) -> tuple[Network, Draw]:
-    at = Rng(0).child("bank", number)
+    at = _bank(number)
     draw = augmentation.draw(1, card.shape, at.at("augment"))
     return fixed(backbone.build(card, at.at("network")).to(device)), draw
 

@@ -57,7 +57,8 @@ class FromSketch(Sketched):
     IDC (arXiv 2205.14959).
     Departures: not from a paper. Frequencies and networks are fixed, so the real side is a sum
     that was made once; a sketch file carries its own networks, frequencies, scale and layers.
-    Noise is smooth in the same way, and a fifth of the data's standard deviation.
+    Noise is smooth in the same way, and a fifth of the data's standard deviation. Each network has
+    one draw of the augmentation, which both sides see, in place of an expectation over draws.
     """
 
     iterations: int = 600
