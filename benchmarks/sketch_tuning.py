@@ -63,6 +63,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "smooth 0": {"smooth": 0.0},
     "smooth 2": {"smooth": 2.0},
     "scale 0.5": {"scale": 0.5},
+    "scale 0.25": {"scale": 0.25},
+    "scale 0.5, 2048 frequencies": {"scale": 0.5, "frequencies": 2048},
     "scale 2": {"scale": 2.0},
     "128 frequencies": {"frequencies": 128},
     "2048 frequencies": {"frequencies": 2048},

@@ -57,10 +57,11 @@ def written(n: int) -> Path:
 
 def opened(folder: Path, first: int, last: int) -> RealSet:
     """Return images `first` to `last` of the file, mapped."""
-    images = np.load(folder / "images.npy", mmap_mode="c")[first:last]
+    mapped = np.load(folder / "images.npy", mmap_mode="c")
+    images = mapped[first:last]
     labels = np.load(folder / "labels.npy")[first:last]
     card = load("phantom", offline=True).train.card
-    return RealSet(torch.from_numpy(images), torch.from_numpy(labels), card)
+    return RealSet(torch.from_numpy(images), torch.from_numpy(labels), card, file=mapped._mmap)
 
 
 class Memory:
