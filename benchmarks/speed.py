@@ -594,15 +594,14 @@ by how much one step moves the images, a student's loss. Under a bank another ne
 there images are not meant to be equal. Peaks are memory beyond what the process held before. "Of
 the ceiling" is the part of the machine's measured rate of bfloat16 matrix products that the
 convolutions' own products reach in the fast path, and "ratio at the ceiling" what no path of the
-same arithmetic can beat on that machine. A round of dc or dsa trains its network for 50 of student-20's steps (that row
-times five). In students-5 both sides are ours: five students in turn, and all at once by grouped
-convolutions, as `evaluate` does on a GPU only. "mtt T=N" is the gradient
+same arithmetic can beat on that machine. A round of dc or dsa trains its network for 50 of
+student-20's steps (that row times five). In students-5 both sides are ours: five students in turn,
+and all at once by grouped convolutions, as `evaluate` does on a GPU only. "mtt T=N" is the gradient
 in the images of one matching step over N steps of a student, float32 on both sides unless the row
 says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
 it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14
 from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
-in float32. Cores are shared, so times vary; ratios were
-measured side by side.
+in float32. Cores are shared, so times vary; ratios were measured side by side.
 
 Where a row of one channel, 28 pixels and width 128 falls short of what was aimed at (4 for dc and
 dsa, 3 for student-20), the profile below says why: the convolutions and their two backward products
