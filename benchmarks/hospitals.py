@@ -60,7 +60,7 @@ SITES = {
 STUDENT, COMPUTE = ConvNet(width=32), Compute("bfloat16")
 SEEDS, IPC, STEPS, STUDENT_STEPS, RATE, BATCH = 3, 10, 600, 600, 0.01, 128
 ROUNDS, EPOCHS = (1, 5, 20), 1
-METHOD = FromSketch(factor=1)
+METHOD = FromSketch(factor=1, scale=1.0)
 PUBLIC = (0.5, 0.25)
 Row = dict[str, Any]
 
@@ -87,7 +87,7 @@ def at_home(job: tuple[str, str, int, Path]) -> None:
         (place / f"{name}.pem").write_bytes((home / "keys" / "public.pem").read_bytes())
         card = normalized_by(splits.train.card, [PUBLIC[0]], [PUBLIC[1]])
         known = replace(splits.train, card=replace(card, name=source))
-        spec = SketchSpec(to_spec(STUDENT), to_record(Augmentation()), seed=seed)
+        spec = SketchSpec(to_spec(STUDENT), to_record(Augmentation()), scale=1.0, seed=seed)
         sketch(known, spec, COMPUTE).save(place / f"{name}.sketch")
 
 

@@ -134,7 +134,11 @@ def measured(
             DPMERF()
             if method == "dp_merf"
             else FromSketch(
-                networks=NETWORKS, frequencies=FREQUENCIES, layers="last", iterations=ITERATIONS
+                networks=NETWORKS,
+                frequencies=FREQUENCIES,
+                scale=1.0,
+                layers="last",
+                iterations=ITERATIONS,
             )
         )
         spec = spec_of(method, splits)

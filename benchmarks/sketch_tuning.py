@@ -3,12 +3,12 @@
     python benchmarks/sketch_tuning.py run [--only DATASET] [--worker I N]
     python benchmarks/sketch_tuning.py show
 
-`run` distills from noise with the defaults and with one setting changed at a time, trains STUDENTS
-students on each set and appends one JSON line per setting, with their scores on the validation
-split, to results/sketch_tuning.jsonl; lines that are there are skipped. Random images and `dm-bank`
-from real images stand beside them. Test data is not read. CIFAR-10 is cut to 1,000 training images
-per class and an eighth of its training set as validation data; MedNIST to 1,000 per class. `show`
-prints the table that `main_job.py table` puts into docs/results.md.
+`run` distills from noise with the defaults (but scale 1) and with one setting changed at a time,
+trains STUDENTS students on each set and appends one JSON line per setting, with their scores on the
+validation split, to results/sketch_tuning.jsonl; lines that are there are skipped. Random images
+and `dm-bank` from real images stand beside them. Test data is not read. CIFAR-10 is cut to 1,000
+training images per class and an eighth of its training set as validation data; MedNIST to 1,000 per
+class. `show` prints the table that `main_job.py table` puts into docs/results.md.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def method_of(name: str, dataset: str) -> Method:
         return Random()
     if name == "dm-bank, real":
         return DM(bank=30, start="real", iterations=1000)
-    change = dict(CHANGES[name])
+    change = {"scale": 1.0, **CHANGES[name]}
     change["iterations"] = round(STEPS[dataset] * change.get("iterations", 1))
     return FromSketch(**change)
 
@@ -180,10 +180,11 @@ def lines() -> list[str]:
     return told if found else []
 
 
-ABOUT = """`python benchmarks/sketch_tuning.py run`: convnet-3-32, one synthesis from noise with the
-defaults and with one setting changed at a time, 3 students of 400 steps; balanced accuracy / AUC in
-percent. The students of one set spread by about a point, so smaller differences say nothing.
-CIFAR-10 is cut to 1,000 images of each class and distilled in 300 steps.
+ABOUT = """`python benchmarks/sketch_tuning.py run`: convnet-3-32, one synthesis from noise with
+what were the defaults and with one setting changed at a time, 3 students of 400 steps; balanced
+accuracy / AUC in percent. The students of one set spread by about a point, so smaller differences
+say nothing. CIFAR-10 is cut to 1,000 images of each class and distilled in 300 steps. By this table
+the frequencies' scale became 0.5 by default (1 before, as in the rows that do not name it).
 """
 
 

@@ -41,7 +41,7 @@ LONG = "full, 450 steps"  # for all volumes are seen eight times only in 150
 METHODS: dict[str, tuple[Method, int | None]] = {
     "dm-bank, noise": (DM(bank=10), 200),
     "dm-bank, real": (DM(bank=10, start="real"), 200),
-    "sketch": (FromSketch(networks=8, iterations=80), None),
+    "sketch": (FromSketch(networks=8, iterations=80, scale=1.0), None),
     "dsa, real": (DSA(start="real"), 5),
     "herding": (Herding(feature_steps=40), None),
 }

@@ -38,7 +38,7 @@ def main() -> None:
     splits = load("pneumoniamnist")
     student = ConvNet()
     for name, (factor, steps) in KINDS.items():
-        method = FromSketch(factor=factor)
+        method = FromSketch(factor=factor, scale=1.0)
         task = Task(splits.train, Budget(ipc=10), student, compute=COMPUTE)
         times = [time.perf_counter()]
         task = dataclasses.replace(task, prepared=prepared(method, task, None))

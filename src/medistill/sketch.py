@@ -49,7 +49,7 @@ class SketchSpec:
     augmentation: Json
     networks: int = 20
     frequencies: int = 512
-    scale: float = 1.0
+    scale: float = 0.5
     layers: Literal["all", "last"] = "all"
     seed: int = 0
 

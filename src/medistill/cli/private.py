@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..sketch import Sketch, SketchSpec
 
 # Noise grows with the root of their number, so a private sketch looks at less.
-PRIVATE: dict[str, Any] = {"networks": 10, "frequencies": 128, "layers": "last"}
+PRIVATE: dict[str, Any] = {"networks": 10, "frequencies": 128, "scale": 1.0, "layers": "last"}
 
 
 def classes_of(text: str | None, source: str, card: "Card") -> Sequence[str]:

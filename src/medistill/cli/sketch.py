@@ -55,7 +55,8 @@ Frequencies = Annotated[
     ),
 ]
 Scale = Annotated[
-    float, typer.Option(help="Size of the frequencies; larger ones see finer detail.")
+    float | None,
+    typer.Option(help="Size of the frequencies; larger ones see finer detail. 0.5 (1 if private)."),
 ]
 Layers = Annotated[
     Literal["all", "last"] | None,
@@ -110,7 +111,7 @@ def sketch(
     backbone: BackboneName = "convnet-3-128",
     networks: Networks = None,
     frequencies: Frequencies = None,
-    scale: Scale = 1.0,
+    scale: Scale = None,
     layers: Layers = None,
     augment: Augment = "all",
     no_flip: NoFlip = False,
@@ -146,8 +147,8 @@ def sketch(
     _check_out(out)
     source = optioned(source, window=window, spacing=spacing)
     real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
-    asked = {"networks": networks, "frequencies": frequencies, "layers": layers}
-    spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, scale, seed)
+    asked = {"networks": networks, "frequencies": frequencies, "scale": scale, "layers": layers}
+    spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, seed)
     way = _Way(precision, workers, compile)
     if epsilon is None:
         own = {"classes": classes, "ledger": ledger, "limit": limit, "accept_noise": accept_noise}
@@ -237,7 +238,6 @@ def _spec(
     augment: tuple[str, bool],
     asked: "Json",
     epsilon: float | None,
-    scale: float,
     seed: int,
 ) -> "SketchSpec":
     """Return what the sketch is made of; a private one looks at less unless it is asked for."""
@@ -252,7 +252,7 @@ def _spec(
     usual = {} if epsilon is None else PRIVATE
     chosen = usual | {name: value for name, value in asked.items() if value is not None}
     looks = to_spec(read_backbone(backbone)), to_record(augmentation)
-    return SketchSpec(*looks, scale=scale, seed=seed, **chosen)
+    return SketchSpec(*looks, seed=seed, **chosen)
 
 
 @guarded

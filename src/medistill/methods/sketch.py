@@ -65,7 +65,7 @@ class FromSketch(Sketched):
     lr_images: float = 0.1
     networks: int = 20
     frequencies: int = 512
-    scale: float = 1.0
+    scale: float = 0.5
     layers: Literal["all", "last"] = "all"
     smooth: float = 1.5
     factor: int = 2
