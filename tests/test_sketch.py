@@ -74,7 +74,7 @@ def test_a_sketch_equals_a_loop_over_images() -> None:
         network = SMALL.build(REAL.card, at.at("network"))
         generator = at.at("frequencies")
         first, last = (
-            torch.randn((size, 8), generator=generator) / spread
+            torch.randn((size, 8), generator=generator) * spec.scale / spread
             for size, spread in zip((8 * 4 * 4, 8 * 4 * 4), spreads, strict=True)
         )
         draw = Augmentation().draw(1, (16, 16), at.at("augment"))
