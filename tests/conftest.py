@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +56,27 @@ def browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=found, args=flags)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[Path, int, str], Any]]:
+    """Return what opens a page; fail where the page erred or asked for anything outside."""
+    troubles: list[str] = []
+    views: list[Any] = []
+
+    def opened(page: Path, width: int, scheme: str) -> Any:
+        view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        views.append(view)
+        view.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
+        view.on("pageerror", lambda error: troubles.append(str(error)))
+        view.on(
+            "request",
+            lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url),
+        )
+        view.goto(page.as_uri())
+        return view
+
+    yield opened
+    for view in views:
+        view.close()
+    assert troubles == []

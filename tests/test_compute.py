@@ -23,7 +23,7 @@ from medistill.compute import (
 )
 from medistill.conformance import toy
 from medistill.data import load
-from medistill.errors import UsageError
+from medistill.errors import RunRefused, UsageError
 from medistill.features import extract, extract_fast, of_set, read_size
 from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
@@ -208,6 +208,15 @@ def test_all_of_a_step_lies_where_the_real_images_lie() -> None:
         drawn = data.draw(torch.arange(3))
         gradients, loss = gradient(network, *drawn)
         assert {t.device for t in (*drawn, *gradients, loss)} == {META}
+
+
+def test_a_set_larger_than_the_device_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(RunRefused, match="expected room for them on cuda: use --device cpu"):
+        REAL.to(torch.device("cuda"))
 
 
 def test_an_unknown_or_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

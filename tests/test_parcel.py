@@ -115,17 +115,9 @@ def test_a_package_without_scores_says_so(parcel: Parcel) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser(
-    parcel: Parcel, browser: Any, tmp_path: Path, width: int, scheme: str
-) -> None:
+def test_in_a_browser(parcel: Parcel, visit: Any, tmp_path: Path, width: int, scheme: str) -> None:
     page = tmp_path / "page.html"
     page.write_text(render_package(parcel._replace(report=parcel.report + EVIL)))
-    troubles: list[str] = []
-    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    view.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
-    view.on("request", lambda r: None if r.url.startswith("file:") else troubles.append(r.url[:60]))
-    view.goto(page.as_uri())
+    view = visit(page, width, scheme)
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert view.locator("img").evaluate("image => image.decode().then(() => image.width)")
-    assert [one for one in troubles if not one.startswith("data:")] == []
-    view.close()

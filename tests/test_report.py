@@ -393,18 +393,10 @@ def test_amounts_come_in_units_that_people_use(number: float, unit: str, text: s
     ("width", "scheme", "judged"),
     [(1280, "light", True), (390, "dark", True), (390, "light", False)],
 )
-def test_in_a_browser(make: Maker, browser: Any, width: int, scheme: str, judged: bool) -> None:
+def test_in_a_browser(make: Maker, visit: Any, width: int, scheme: str, judged: bool) -> None:
     folder = make(judged=evaluation() if judged else None)
     page(folder)
-    troubles: list[str] = []
-    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    view.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
-    view.on("pageerror", lambda error: troubles.append(str(error)))
-    view.on(
-        "request",
-        lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url),
-    )
-    view.goto((folder.parent / "report.html").as_uri())
+    view = visit(folder.parent / "report.html", width, scheme)
     plots = view.locator(".plot")
     assert plots.count() == (3 if judged else 1)
     assert view.locator(".plot .main-svg").count() >= plots.count()
@@ -423,5 +415,3 @@ def test_in_a_browser(make: Maker, browser: Any, width: int, scheme: str, judged
     view.get_by_role("button", name="Close").click()
     assert not view.locator("dialog").is_visible()
     view.emulate_media(color_scheme="dark" if scheme == "light" else "light")
-    view.close()
-    assert troubles == []

@@ -275,18 +275,8 @@ def test_an_empty_study_has_a_page(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_every_control_works_in_a_browser(
-    page: Path, browser: Any, width: int, scheme: str
-) -> None:
-    troubles: list[str] = []
-    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    view.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
-    view.on("pageerror", lambda error: troubles.append(str(error)))
-    view.on(
-        "request",
-        lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url),
-    )
-    view.goto(page.as_uri())
+def test_every_control_works_in_a_browser(page: Path, visit: Any, width: int, scheme: str) -> None:
+    view = visit(page, width, scheme)
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     for group in view.locator(".choices").all():
         for button in group.locator("button").all():
@@ -323,5 +313,3 @@ def test_every_control_works_in_a_browser(
         link.click()
     view.emulate_media(color_scheme="dark" if scheme == "light" else "light")
     assert view.evaluate("document.documentElement.scrollWidth") <= width
-    view.close()
-    assert troubles == []

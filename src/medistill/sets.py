@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import DataError, UsageError
+from .errors import DataError, RunRefused, UsageError
 from .pixels import Whitening, normalize, tiles_of
 from .records import (
     Json,
@@ -119,8 +119,17 @@ class RealSet:
         return self.images.device
 
     def to(self, device: torch.device) -> "RealSet":
-        """Return the set with its images (still as stored) and labels on a device."""
-        return copied(self, images=self.images.to(device), labels=self.labels.to(device))
+        """Return the set with its images (still as stored) and labels on a device.
+
+        Raises: RunRefused when the device has no room for them.
+        """
+        try:
+            return copied(self, images=self.images.to(device), labels=self.labels.to(device))
+        except torch.OutOfMemoryError:
+            raise RunRefused(
+                f"found {self.images.nbytes / 2**30:.1f} GiB of images in {self.card.name}; "
+                f"expected room for them on {device}: use --device cpu, or fewer images"
+            ) from None
 
     @cached_property
     def by_class(self) -> list[Tensor]:
