@@ -47,6 +47,7 @@ from medistill.sketch import SketchSpec, _sums, mean_of, probe, sketch, waves
 from medistill.train import TensorImages, fit, fit_together
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
+TABLE = Path(__file__).parents[1] / "docs" / "speed.md"
 PROFILE = RESULTS.with_name("profile.json")
 KINDS = {
     "convolutions": ("convolution", "mkldnn", "thnn"),
@@ -494,9 +495,8 @@ def table() -> None:
                 f"| {apart} |"
             )
     lines += scale()
-    path = Path(__file__).parents[1] / "docs" / "speed.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(path)
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(TABLE)
 
 
 def scale() -> list[str]:
