@@ -562,9 +562,27 @@ def test_there_is_no_verdict_without_both_controls(
     record = {name: {a: {"canaries": side} for a in attacks} for name, side in sides.items()}
     record["positive_control"]["set"]["natural"] = copied
     record["positive_control"]["set"]["canaries"] = AWAY
+    record["one_run"] = {"lower": 0.5, "claimed": None}
     found = verdict({"copies": [], **record})
     assert found["leaks"] is leaks
     assert said in found["membership"]
+    # What copies say is no control of the attacks on members.
+    copied_too = verdict({"copies": [{"view": "pixels", "failed": True}], **record})
+    assert copied_too["leaks"]
+    assert copied_too["membership"] == found["membership"]
+
+
+def test_a_bound_of_one_run_above_the_promise_is_a_leak() -> None:
+    for claimed, leaks in ((0.4, True), (0.6, False), (None, False)):
+        record: Any = {name: {} for name in ("membership", "negative_control")}
+        record["positive_control"] = {
+            "lira": {"canaries": curve(0.95, 1.0)},
+            "rmia": {},
+            "set": {"natural": AWAY},
+        }
+        record["one_run"] = {"lower": 0.5, "claimed": claimed}
+        found = verdict({"copies": [], **record})
+        assert found["leaks"] is leaks
 
 
 def with_fact(real: RealSet, values: torch.Tensor) -> RealSet:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from scipy.integrate import quad
 from scipy.stats import chisquare, norm
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from medistill import private_sketch as module
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
+from medistill.backbones import backbone as read_backbone
 from medistill.budget import Budget
 from medistill.cli import app
 from medistill.data import load
@@ -222,6 +224,83 @@ def test_leaving_any_patient_out_moves_the_sum_by_the_bound_at_most() -> None:
     assert largest_move(real) > 0.98 * bound_of(SPEC.networks)  # one image can use it all
 
 
+@pytest.mark.parametrize(("backbone", "side"), [("convnet-3-7", 18), ("convnet-2-5", 30)])
+def test_no_image_moves_the_last_bit_of_another(backbone: str, side: int) -> None:
+    """Widths that leave a rest of vector lanes round an image by its place among others."""
+    real = load(f"phantom:n=140,size={side},classes=2").train
+    real = dataclasses.replace(real, card=normalized_by(real.card, [0.5], [0.25]))
+    spec = SketchSpec(to_spec(read_backbone(backbone)), SPEC.augmentation, 1, 8)
+    held = spreads(real.card, spec)
+
+    def vectors(part: RealSet) -> torch.Tensor:
+        return unit_vectors(part, torch.arange(len(part)), spec, held)
+
+    whole = vectors(real)
+    for gone in (0, 1, 17, len(real) - 1):
+        kept = torch.tensor([i for i in range(len(real)) if i != gone])
+        assert torch.equal(vectors(real.take(kept)), whole[kept]), gone
+    order = torch.randperm(len(real), generator=Rng(0).at("order"))
+    assert torch.equal(vectors(real.take(order)), whole[order])
+
+
+def test_ten_thousand_random_and_adversarial_images_keep_to_the_bound() -> None:
+    n, card = 10_000, normalized_by(patients(3).card, [0.5], [0.25])
+    card = dataclasses.replace(card, shape=(8, 8))
+    images = torch.randint(256, (n, 1, 8, 8), generator=Rng(0).at("pixels")).to(torch.uint8)
+    images[:100] = 255 * (torch.arange(100) % 2).view(-1, 1, 1, 1)
+    images[100:200] = images[200:201]  # one image many times
+    units = torch.randint(6_000, (n,), generator=Rng(0).at("units"))
+    real = RealSet(images, torch.arange(n) % 3, card, units)
+    spec = SketchSpec(to_spec(ConvNet(1, 4)), SPEC.augmentation, 1, 4)
+    held = all_spreads(spec, card)
+    found = unit_vectors(real, units, spec, held)
+    limit = math.floor(bound_of(spec.networks) * GRID) ** 2
+    assert int(found.flatten(1).square().sum(1).max()) <= limit  # below 2^63: no overflow
+    for draw in range(5):
+        left = torch.rand(6_000, generator=Rng(draw).at("left")) < (0.5, 0.99, 0.9999)[draw % 3]
+        kept = left[units].nonzero().flatten()
+        rest = unit_vectors(real.take(kept), units[kept], spec, held)
+        names = units.unique()
+        assert torch.equal(rest, found[left[names]])  # the others are what they were, to the bit
+
+
+def test_neighbors_have_the_same_header(tmp_path: Path) -> None:
+    real, headers = patients(30), []
+    for number, kind in enumerate(("CT", "CT, MR")):
+        card = dataclasses.replace(real.card, modality=kind, digest=kind)
+        one = dataclasses.replace(real, card=card)
+        path = tmp_path / f"{number}.sketch"
+        released_of(one, tmp_path / str(number)).save(path)
+        header = load_state(path)[1]
+        del header["privacy"]["receipts"]
+        headers.append(header)
+    assert headers[0] == headers[1]
+
+
+@pytest.mark.parametrize(("last", "named"), [("p9", True), ("", False)])
+def test_one_image_without_a_patient_is_enough_to_have_no_unit(
+    last: str, named: bool, tmp_path: Path
+) -> None:
+    pixels = Rng(0).at("pixels")
+    rows = ["path,label,patient"]
+    for n in range(40):
+        image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
+        Image.fromarray(image).save(tmp_path / f"{n}.png")
+        rows.append(f"{n}.png,{'ab'[n % 2]},{f'p{n // 2}' if n < 39 else last}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    source = f"csv:{tmp_path / 'list.csv'}"
+    assert load(source).train.card.patients is named
+    # Whoever is in two sources would be two patients.
+    both = load(f"combine:{source},{source}")
+    assert not both.train.card.patients
+    with pytest.raises(UsageError, match="whose patient is not named"):
+        module.check(
+            dataclasses.replace(both.train, card=normalized_by(both.train.card, [0.5], [0.25])),
+            "patient",
+            both.train.card.classes,
+        )
+
+
 def test_a_unit_of_images_instead_of_patients_is_caught() -> None:
     def by_image(real: RealSet, units: torch.Tensor, *rest: Any) -> torch.Tensor:
         return unit_vectors(real, torch.arange(len(real)), *rest)
@@ -373,7 +452,7 @@ def private(real: RealSet, **fields: Any) -> RealSet:
     ("real", "more", "told"),
     [
         (private(patients(), normalization="training split"), {}, "which are private"),
-        (private(patients(), patients=False), {}, "no patient numbers"),
+        (private(patients(), patients=False), {}, "whose patient is not named"),
         (patients(), {"classes": ["a", "b", "c"]}, "expected those of the public list: a, b, c"),
     ],
 )
@@ -467,12 +546,14 @@ def test_the_command_line_releases_once_and_keeps_count(
 
     for words, told in (
         (["--epsilon", "30", "--unit", "image"], "which are private"),
-        (["--epsilon", "30", *public[:4]], "no patient numbers"),
+        (["--epsilon", "30", *public[:4]], "whose patient is not named"),
         (["--dry-run"], "--dry-run without --epsilon"),
         (["--unit", "image"], "--unit without --epsilon"),
         (["--epsilon", "30", *public, "--compile", "on"], "--compile on with --epsilon"),
         (["--epsilon", "30", *public, "--classes", "a,b"], "public list: a, b"),
         (["--epsilon", "-1", *public], "found epsilon -1"),
+        (["--epsilon", "30", "--delta", "0", *public], "delta 0"),
+        (["--delta", "0"], "--delta without --epsilon"),
     ):
         wrong = run("--out", "x.sketch", *words)
         assert wrong.exit_code == 2, wrong.output
@@ -492,6 +573,8 @@ def test_the_command_line_releases_once_and_keeps_count(
     record = json.loads(made.stdout)
     assert record["guarantee"]["epsilon"] == 30
     assert record["together"] == pytest.approx(30)
+    assert record["guarantee"]["receipts"]
+    assert not {"classes", "advice", "hopeless"} & set(record)  # sizes of classes stay
     again = run("--out", "b.sketch", "--epsilon", "30", *public)
     assert "finds a member" in again.stdout
     assert "all releases of these data: epsilon" in again.stdout

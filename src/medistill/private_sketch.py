@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compute import PLAIN, Compute
+from .compute import PLAIN, Compute, full_block
 from .engine import Engine, Here
-from .errors import UsageError
+from .errors import UsageError, extra
 from .ledger import Ledger
 from .privacy import (
     COUNT,
@@ -28,7 +29,7 @@ from .privacy import (
 from .progress import progress
 from .sets import GIVEN, RealSet
 from .sketch import GRID as SKETCH_GRID
-from .sketch import Sketch, SketchSpec, all_spreads, check_backbone, probe, shape_of
+from .sketch import Probe, Sketch, SketchSpec, all_spreads, check_backbone, probe, shape_of
 
 CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
 SHARD = 2**25  # whole numbers of unit vectors at once
@@ -140,8 +141,9 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
         return torch.arange(len(real))
     if not card.patients or real.groups is None:
         raise UsageError(
-            f"found no patient numbers in {card.name}; expected a source that tells patients apart "
-            "(a patient column, npz groups, DICOM), or --unit image where no patient has two images"
+            f"found images in {card.name} whose patient is not named; expected a source that names "
+            "the patient of every image (a patient column, npz groups, DICOM with PatientID), or "
+            "--unit image where no patient has two images"
         )
     return real.groups
 
@@ -172,6 +174,7 @@ def private_sketch(
     """
     check_backbone(spec, real.card)
     units = check(real, unit, classes)
+    extra("opendp.prelude", "dp")  # asked before anything is spent
     promise = _promise(spec, epsilon, delta, unit)
     noted = ledger.spend(real.card.name, real.digest, promise)
     promise = dataclasses.replace(promise, receipts=(noted,))
@@ -197,7 +200,8 @@ def released(
     noisy = clean.release(promise.noise).view(k, networks * width + 1)
     sums = (noisy[:, :-1] * (SKETCH_GRID // GRID)).view(k, networks, width)
     counts = (noisy[:, -1].double() / (GRID * COUNT)).round().clamp_min(1).long()
-    public = dataclasses.replace(real.card, digest="")
+    # What a source says of its images may tell of one patient's, so it stays: that they are CT, MR.
+    public = dataclasses.replace(real.card, digest="", modality="")
     return Sketch(spec, public, sums, counts, spreads, promise)
 
 
@@ -211,8 +215,7 @@ def unit_sums(
 ) -> Tensor:
     """Return the sum of all units' vectors, int64 [k, networks 2 J L + 1] of 1 / GRID.
 
-    The last number of a class counts it. A unit's images are seen together and alone: what is
-    computed of one unit never depends on another.
+    The last number of a class counts it. What is computed of one unit never depends on another.
     """
     k, networks, width = shape_of(real.card, spec)
     order = units.argsort(stable=True)
@@ -255,6 +258,38 @@ def _shard_sums(shard: _Shard, *, spec: SketchSpec, spreads: Tensor, compute: Co
     return unit_vectors(shard.real, shard.units, spec, spreads, compute).sum(0)
 
 
+class Placed(NamedTuple):
+    """Images in blocks of one size [blocks, size, c, ...], and where each lies, int64 [n].
+
+    Kernels round an image by its place in a block (the last lanes of a vector are others), so a
+    place that depended on how many other images there are would let one patient move the numbers
+    of another. Here it follows from the image alone; the rest of a block does not matter.
+    """
+
+    blocks: Tensor
+    where: Tensor
+
+    def vectors(self, way: Probe, compute: Compute) -> Tensor:
+        """Return the images' vectors [n, 2 J L] without a gradient."""
+        return torch.cat([way.of_images(block, compute) for block in self.blocks])[self.where]
+
+
+def placed_by_content(images: Tensor) -> Placed:
+    """Lay normalized images [n, c, ...] into blocks, each at the place that its pixels name."""
+    size = full_block(images)
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    places = torch.tensor([zlib.crc32(row.data) % size for row in rows])
+    order = places.argsort(stable=True)
+    counts = places.bincount(minlength=size)
+    first = (counts.cumsum(0) - counts)[places[order]]
+    rank = torch.empty_like(places)
+    rank[order] = torch.arange(len(places)) - first
+    blocks = images.new_zeros(int(counts.max()), size, *images.shape[1:])
+    where = (rank * size + places).to(images.device)
+    blocks.flatten(0, 1)[where] = images
+    return Placed(blocks, where)
+
+
 def unit_vectors(
     real: RealSet, units: Tensor, spec: SketchSpec, spreads: Tensor, compute: Compute = PLAIN
 ) -> Tensor:
@@ -266,12 +301,13 @@ def unit_vectors(
     _, number = units.unique(return_inverse=True)
     counts = number.bincount()
     found = torch.zeros((len(counts), k, networks * width + 1), dtype=torch.int64)
-    images, labels = real.normalized(torch.arange(len(real))), real.labels.cpu()
+    placed = placed_by_content(real.normalized(torch.arange(len(real))))
+    labels = real.labels.cpu()
     flat = found.view(len(counts) * k, networks * width + 1)
     row = number * k + labels
     for place in range(networks):
         way = probe(spec, real.card, place, spreads[place], real.device)
-        seen = way.of_images(images, compute).cpu().double()
+        seen = placed.vectors(way, compute).cpu().double()
         # What no image of pixels can give is worth nothing, and stops nothing.
         whole = (seen.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1) * GRID).trunc().long()
         flat[:, place * width : (place + 1) * width].index_add_(0, row, whole)

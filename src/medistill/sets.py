@@ -48,7 +48,7 @@ class Card:
     mean and std are per channel, on intensities in [0, 1]; `normalization` says where they come
     from. `flips` is False where a mirrored image changes its class (left and right organs).
     `intensity` is the rule by which stored values became intensities: all sites must follow it.
-    `patients` is True where the numbers of groups are patients, not identical images.
+    `patients` is True where the source names the patient of every image, and groups number them.
     """
 
     name: str

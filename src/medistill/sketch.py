@@ -203,7 +203,8 @@ class Probe:
     def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
         """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
 
-        What is computed of an image does not depend on the others: blocks have one size.
+        Blocks have one size, so that what is computed of an image does not depend on how many
+        others there are (for widths of which vector lanes leave no rest; else but for last bits).
         """
         found = self.of_images(images, compute)
         if not bool(found.isfinite().all()):
@@ -211,7 +212,7 @@ class Probe:
         return (found.double() * GRID).round().long()
 
     def of_images(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors of images [n, 2 J L] without a gradient, each from its image alone."""
+        """Return the vectors of images [n, 2 J L] without a gradient, in blocks of one size."""
         seen = self.augmentation.apply(images, self.draw)
         features = extract_fast(self.network, seen, compute, levels=True, fill=True)
         blocks = compute.blocks(features, fill=True)

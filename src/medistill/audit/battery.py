@@ -271,8 +271,13 @@ def _membership(pool: Pool, way: Way, models: int, seed: int, engine: Engine) ->
         "membership": _leaks(pool, own),
         "positive_control": _leaks(pool, positive),
         "negative_control": _leaks(pool, nothing),
-        "one_run": dataclasses.asdict(bound),
+        "one_run": dataclasses.asdict(bound) | {"claimed": _claimed(way.guarantee)},
     }
+
+
+def _claimed(guarantee: Guarantee | None) -> float | None:
+    """Return the epsilon that is promised for an image, if one is."""
+    return guarantee.epsilon if guarantee and guarantee.unit == "image" else None
 
 
 def _leaks(pool: Pool, held: Shadows) -> Json:
@@ -292,6 +297,7 @@ def verdict(record: Json) -> Json:
     positive control was found, by an attack on the student and in the set itself, and the negative
     one was not.
     """
+    members: list[str] = []
     reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
     if record.get("reconstruction", {}).get("failed"):
         reasons.append("images lead back to the real ones they started from")
@@ -312,12 +318,16 @@ def verdict(record: Json) -> Json:
     for name, one in record["membership"].items():
         for side, curve in one.items():
             if curve["auc_low"] > 0.5 and negative:
-                reasons.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
+                members.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
+    told = record["one_run"].get("claimed")
+    if told is not None and record["one_run"]["lower"] > told:
+        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {told:g}")
     valid = "valid"
     if not negative:
         valid = "no verdict: the negative control was found"
-    elif not positive and not reasons:
+    elif not positive and not members:
         valid = "no verdict: the positive control was not found, so finding nothing means nothing"
+    reasons += members
     return {"leaks": bool(reasons), "reasons": reasons, "membership": valid}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from ..compute import Compute
     from ..engine import Engine
-    from ..privacy import Unit
+    from ..privacy import Guarantee, Unit
     from ..private_sketch import Plan
     from ..records import Json
     from ..sets import Card, RealSet
@@ -86,7 +86,8 @@ def released(
     made = private_sketch(real, spec, ledger, **asked.budget, compute=compute, engine=engine)
     delta = asked.delta
     together = ledger.together(real.card.name, real.digest, delta)
-    record = {"together": together, **plan_record(about)}
+    assert made.privacy is not None
+    record = {"together": together, **promise_record(made.privacy)}
     text = (
         f"{guarantee_text(record)}\nall releases of these data: epsilon {together:.2f} at delta "
         f"{delta:g}, noted in {ledger.path}"
@@ -102,20 +103,24 @@ def needs_epsilon(**given: object) -> None:
     from ..errors import UsageError
 
     for name, value in given.items():
-        if value:
+        if value is not None and value is not False:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"found {flag} without --epsilon; expected both, or neither")
 
 
-def plan_record(plan: "Plan") -> "Json":
-    """Return the JSON form of a plan."""
+def promise_record(held: "Guarantee") -> "Json":
+    """Return the JSON form of what is promised; none of it comes from the data."""
     from ..privacy import attacker
     from ..records import to_record
 
-    held = plan.guarantee
+    return {"guarantee": to_record(held), "attacker": attacker(held.epsilon, held.delta)}
+
+
+def plan_record(plan: "Plan") -> "Json":
+    """Return the JSON form of a plan."""
     return {
-        "guarantee": to_record(held),
-        "attacker": attacker(held.epsilon, held.delta),
+        **promise_record(plan.guarantee),
+        "private": True,
         "classes": {one.name: {"units": one.units, "noise": one.noise} for one in plan.signals},
         "hopeless": plan.hopeless,
         "advice": plan.advice,

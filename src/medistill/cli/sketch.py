@@ -156,7 +156,7 @@ def sketch(
         _write(out, partial(_plain, real, spec, way), as_json)
         return
     public = classes_of(classes, source, real.card)
-    budget = (epsilon, delta or 1e-5, unit or "patient", public)
+    budget = (epsilon, 1e-5 if delta is None else delta, unit or "patient", public)
     asked_for = Asked(*budget, ledger, limit, accept_noise)
     if dry_run:
         about = plan_of(real, spec, asked_for)
@@ -267,6 +267,7 @@ def merge(
 
     Example: medistill merge a.sketch b.sketch --out both.sketch
     """
+    from ..records import to_record
     from ..sketch import Sketch
     from ..sketch import merge as merge_all
 
@@ -275,7 +276,14 @@ def merge(
     made.save(out)
     images = int(made.counts.sum())
     record = {"sketch": str(out), "sketches": len(sketches), "images": images}
-    emit(record, f"{len(sketches)} sketches of {images} images in {out}", as_json)
+    text = f"{len(sketches)} sketches of {images} images in {out}"
+    if made.privacy is not None:
+        record["guarantee"] = to_record(made.privacy)
+        text += (
+            f"\nepsilon {made.privacy.epsilon:g} for each {made.privacy.unit}, if none is in two "
+            "of these sketches: whoever is in several loses the sum"
+        )
+    emit(record, text, as_json)
 
 
 def _check_out(out: Path) -> None:

@@ -97,7 +97,7 @@ def _card(cards: Sequence[Card], side: int, keep: bool) -> Card:
         url=joined([card.url for card in cards]),
         flips=all(card.flips for card in cards),
         intensity=joined([card.intensity for card in cards]),
-        patients=all(card.patients for card in cards),
+        patients=False,  # one patient may be in several sources, under other numbers
     )
 
 

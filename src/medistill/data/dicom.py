@@ -103,8 +103,9 @@ def load(source: Source, where: Where) -> Splits:
         raise DataError(f"{top}: found no series of {least} slices or more; expected some")
     names = _names(source, series, top)
     items = [
-        Item(name, patient=one.headers[0].patient or one.headers[0].series)
+        Item(name, patient=one.headers[0].patient or one.headers[0].series, sure=known)
         for one, name in zip(series, names, strict=True)
+        for known in (bool(one.headers[0].patient),)
         for _ in range(one.count)
     ]
     return _splits(items, series, rule, top, source, where)

@@ -144,7 +144,7 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
         _, told = _grids(image, labels, rule.spacing, start)
         found = list(_centers(told, rule, least, wanted))
         jobs.append(Patches(image, labels, tuple(center for _, center in found), rule, start))
-        items += [Item(str(value), patient=image) for value, _ in found]
+        items += [Item(str(value), patient=image, sure=False) for value, _ in found]
     if not items:
         raise DataError(
             f"{top}: found no label of {least} voxels or more; expected some: set least"

@@ -29,6 +29,7 @@ class Item:
     split: str = ""
     patient: str = ""
     site: str = ""
+    sure: bool = True  # the patient is one that the source names, not a series or a file
 
 
 def classes_of(items: Sequence[Item], given: Sequence[str] = ()) -> tuple[str, ...]:
@@ -100,7 +101,8 @@ def assembled(
     (same,) = identical([decoded.blocks()])
     patients = _patients(items)
     groups = same if patients is None else patients
-    card = dataclasses.replace(card, patients=patients is not None)
+    named = all(item.patient and item.sure for item in items)
+    card = dataclasses.replace(card, patients=named)
     units = same if by == "image" or patients is None else _joined(patients, same)
     dealt = _dealt([item.split for item in items], first, units, rng)
     for name, positions in zip(SHARES, dealt, strict=True):

@@ -146,16 +146,27 @@ def _guarantee(run: Json) -> Section:
     gain = attacker(held["epsilon"], held["delta"])
     blocks: list[Block] = [
         f"Differential privacy, epsilon {held['epsilon']:g}, delta {held['delta']:g}, for each "
-        f"{held['unit']} ({held['adjacency']}), by one noisy release. In plain words: somebody who "
+        f"{held['unit']} ({held['adjacency']}), by {_releases(held)}. In plain words: somebody who "
         f"knows the images of all others, and is ready to take 1 in 100 strangers for a member, "
         f"finds a member {100 * gain['tpr_at_0.01']:.1f} times in 100 at most (with 1 in 1,000: "
         f"{100 * gain['tpr_at_0.001']:.2f}). This holds against every attack, known or not, and "
         "for all that is made from the same release.",
         "Not covered: scores and settings that were chosen on real images, the sizes of classes in "
-        "this page, facts about groups (that is what the set is for), a compromised machine, and "
-        f"further releases of the same data, which the ledger adds up.{_by_image(held)}",
+        "this page and what the attacks below found (they were made without noise), facts about "
+        "groups (that is what the set is for), a compromised machine, and further releases of the "
+        f"same data, which the ledger adds up.{_by_image(held)}",
     ]
     return Section("Guarantee", blocks)
+
+
+def _releases(held: Json) -> str:
+    number = len(held.get("receipts") or ())
+    if number < 2:
+        return "one noisy release"
+    return (
+        f"{number} noisy releases of different sites, if no patient is in two of them (whoever is "
+        "loses the sum)"
+    )
 
 
 def _by_image(held: Json) -> str:
