@@ -495,6 +495,8 @@ def test_the_ledger_counts_releases_of_the_same_data(tmp_path: Path) -> None:
     assert ledger.together("scans", "d1", DELTA) == pytest.approx(1.0)
     ledger.spend("scans", "d2", promise)  # a patient more: the name says that it is the same
     ledger.spend("others", "d3", promise)
+    assert ledger.together("others@64", "d4", DELTA) == pytest.approx(1.0)  # the same patients
+    assert ledger.path.stat().st_mode & 0o077 == 0
     assert ledger.together("renamed", "d3", DELTA) == pytest.approx(1.0)
     assert ledger.together("scans", "d1", DELTA) == pytest.approx(composed([promise.mu] * 2, DELTA))
     for _ in range(2):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import DataError, RunRefused, UsageError
 from .privacy import Guarantee, Unit, composed
-from .records import Json, from_record, locked, read_json, to_record, write_json
+from .records import Json, canonical, from_record, locked, read_json, to_record, write_atomic
 
 FORMAT = "medistill ledger 1"
 
@@ -41,8 +41,8 @@ class Ledger:
     """A file of releases, and the epsilon that all of the same data may reach together.
 
     Data are the same where name or digest is: a patient more changes only the digest, another
-    folder only the name. Parts and pools of the data have other names and digests: their releases
-    have to be added up by hand.
+    folder only the name, and editions of other size (NAME@64) are the same. Parts and pools of the
+    data have other names and digests: their releases have to be added up by hand.
     """
 
     path: Path
@@ -67,12 +67,12 @@ class Ledger:
 
     def of(self, data: str, digest: str) -> list[Release]:
         """Return the releases of the same data, and of data that are the same as those."""
-        names, digests, rest = {data}, {digest}, self.releases()
+        names, digests, rest = {_base(data)}, {digest}, self.releases()
         found: list[Release] = []
-        while new := [one for one in rest if one.data in names or one.digest in digests]:
+        while new := [one for one in rest if _base(one.data) in names or one.digest in digests]:
             found += new
             rest = [one for one in rest if one not in new]
-            names |= {one.data for one in new}
+            names |= {_base(one.data) for one in new}
             digests |= {one.digest for one in new}
         return found
 
@@ -106,5 +106,11 @@ class Ledger:
             made = Release(secrets.token_hex(8), now, data, digest, *facts)
             releases = [to_record(one) for one in (*self.releases(), made)]
             record: Json = {"format": FORMAT, "releases": releases}
-            write_json(self.path, record)
+            # What was released of whom is for the owner's eyes.
+            write_atomic(self.path, canonical(record), mode=0o600)
         return made.receipt
+
+
+def _base(data: str) -> str:
+    """Return the name of data whatever the size of its images: editions show the same patients."""
+    return data.partition("@")[0]
