@@ -1,5 +1,6 @@
 """Models for other people's programs say what the network says."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -59,6 +60,24 @@ def test_another_runtime_says_the_same(whitened: bool, tmp_path: Path) -> None:
     for count in (1, 5):  # not the number that it was written with
         [found] = session.run(None, {"images": IMAGES[:count].numpy()})
         np.testing.assert_allclose(found, expected(made)[:count].numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_names_of_classes_are_never_run(tmp_path: Path) -> None:
+    bundle = pytest.importorskip("monai.bundle")
+    touched = tmp_path / "touched"
+    evil = f"$open({str(touched)!r}, 'w').close()"
+    names = (evil, "@network", "%configs/inference.json")
+    card = dataclasses.replace(CARD, classes=names, license=evil)
+    made = ConvNet(2, 8).build(card, Rng(0).at("network"))
+    write_bundle(tmp_path / "bundle", made, RECIPE, card)
+    parser = bundle.ConfigParser()
+    parser.read_config(tmp_path / "bundle" / "configs" / "inference.json")
+    parser.read_meta(tmp_path / "bundle" / "configs" / "metadata.json")
+    found = parser.get_parsed_content("_meta_")
+    shown = found["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert [text.strip() for text in shown.values()] == list(names)
+    assert not touched.exists()
 
 
 @pytest.mark.filterwarnings("ignore")

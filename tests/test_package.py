@@ -11,6 +11,7 @@ import shlex
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from datetime import date
@@ -82,7 +83,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["audit", place / "run", "--data", source, "--models", "4", "--images", "40"]
     assert cli(*words, "--student-steps", "2").exit_code == 0
     audit = read_json(place / "run" / "audit.json")
-    audit["verdict"] |= {"leaks": False, "reasons": []}  # two steps are no set to judge
+    # Two steps are no set to judge.
+    audit["verdict"] |= {"leaks": False, "reasons": [], "membership": "valid"}
     write_json(place / "run" / "audit.json", audit)
     generate(place / "keys")
     return place
@@ -439,9 +441,10 @@ def test_an_old_version_or_another_of_the_same_number_is_refused(
         written(places[number], pack(site / "run", Terms("small", number), [key]))
     other = tmp_path / "other.medistill"
     written(other, pack(site / "run", Terms("small", 2, purpose="another"), [key]))
-    for where in (public, public.parent):
-        read(places[1], where)
-        read(places[1], where)
+    read(places[1], public)
+    read(places[1], public.parent)
+    read(places[2], public)
+    for where in (public, public.parent):  # one memory, whichever way the keys are named
         read(places[2], where)
         with pytest.raises(PackageRefused, match="an old one is offered"):
             read(places[1], where)
@@ -756,7 +759,7 @@ def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: 
     for secret in (SECRET, str(site), digest, os.uname().nodename, "nearest", "smallest"):
         assert not re.search(rf"\b{re.escape(secret)}\b", whole), secret
     assert f"{audit['data']['images']:,} training images" not in files["REPORT.md"].decode()
-    assert "20 or more patients" in files["REPORT.md"].decode()
+    assert "their number is not told" in files["REPORT.md"].decode()  # images are no patients
 
 
 def changed(site: Path, tmp_path: Path, name: str, **fields: Any) -> Path:
@@ -891,6 +894,100 @@ def with_secret_backbone(files: Files) -> Files:
     record = json.loads(files["manifest.json"])
     record["recipe"]["backbone"] = {"family": "antigravity"}
     return {**files, "manifest.json": canonical(record)}
+
+
+# What a trusted sender may still try
+
+
+def with_classes(files: Files, key: Ed25519PrivateKey, *names: str) -> Files:
+    """Return files whose classes have other names."""
+    card = json.loads(files["manifest.json"])["card"] | {"classes": list(names)}
+    return with_manifest(files, key, card=card)
+
+
+def test_a_string_that_is_never_closed_is_read_in_one_pass(files: Files, key: Any) -> None:
+    for inner in (rb"\"" * 60_000, rb"\\" * 60_000, b"[" * 100_000):
+        begin = time.perf_counter()
+        with pytest.raises(PackageRefused):
+            parsed(b'{"a": "' + inner, "x", 256 << 10)
+        assert time.perf_counter() - begin < 0.2
+
+
+@pytest.mark.parametrize("threshold", [0, -1])
+def test_no_keys_are_no_threshold(threshold: int, files: Files, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--threshold {threshold}"):
+        examined(files, (), threshold=threshold)
+    with pytest.raises(UsageError, match="with --unsigned"):
+        examined(files, (), unsigned=True, threshold=2)
+
+
+@pytest.mark.parametrize("command", ["train", "report"])
+def test_a_run_folder_is_no_signed_package(command: str, site: Path, tmp_path: Path) -> None:
+    words = (command, site / "run", "--trust", site / "keys" / "public.pem")
+    result = cli(*words, "--out", tmp_path / "out.html")
+    assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+    assert "since --trust is given" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"declared": {"a": 1}},
+        {"declared": {"mean": None, "low": None, "high": None, "n": 1}},
+        {"declared": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 0}},
+        {"name": "x\nsigned by NIH"},
+        {"site": "a\nb"},
+        {"scale": [1e300]},
+        {"offset": [1e5]},
+    ],
+)
+def test_what_later_commands_would_stumble_over_is_refused(
+    fields: dict[str, Any], files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    with pytest.raises(PackageRefused):
+        examined(with_manifest(files, key, **fields), trust)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 1e308}, {"weight_decay": 1e300}, {"momentum": 1.0}, {"factor": 16}],
+)
+def test_recipes_that_no_training_survives_are_refused(
+    change: dict[str, Any],
+    files: Files,
+    key: Ed25519PrivateKey,
+    trust: tuple[Signer, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from medistill.package import manifest
+
+    monkeypatch.setattr(manifest, "MOST_SHOWN", 100_000)  # of tiles: 2 x 16 x 16 x 16^2 numbers
+    recipe = json.loads(files["manifest.json"])["recipe"]
+    assert examined(files, trust)
+    with pytest.raises(PackageRefused):
+        examined(with_manifest(files, key, recipe=recipe | change), trust)
+    looks = recipe | {"augmentation": recipe["augmentation"] | {"scale": 0.0}}
+    with pytest.raises(PackageRefused):
+        examined(with_manifest(files, key, recipe=looks), trust)
+
+
+def test_what_readers_would_refuse_is_not_packed(site: Path, tmp_path: Path) -> None:
+    for words in (("--site", "A\tB"), ("--expires", "2020-01-01"), ("--counter", "0")):
+        result = cli("pack", site / "run", "--out", tmp_path / "p", *words)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert "readers would refuse" in result.stderr
+    for name in ("audit", "evaluation", "run"):
+        spoiled = changed(site, tmp_path / name, f"{name}.json")
+        write_json(spoiled / f"{name}.json", [])
+        result = cli("pack", spoiled, "--out", tmp_path / "p")
+        assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    unsure = changed(
+        site, tmp_path / "unsure", "audit.json", verdict={"membership": "no verdict: why"}
+    )
+    result = cli("pack", unsure, "--out", tmp_path / "p")
+    assert result.exit_code == 5
+    assert "--allow no-audit" in result.stderr
+    assert not (tmp_path / "p").exists()
 
 
 # Several signatures

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from medistill.cli import app
 from medistill.data import load
 from medistill.errors import DataError, PackageRefused, UsageError
-from medistill.package import Terms, generate, load_private, pack, read, written
+from medistill.package import Terms, generate, load_private, pack, read, transfer, written
 from medistill.package.export import bytes_of, export, slug, whole
 from medistill.package.seal import generate_identity, seal, unseal
 from medistill.package.transfer import MOST, pulled, push
@@ -127,6 +127,22 @@ def test_a_package_travels_through_a_registry(site: Path, registry: str, tmp_pat
     assert cli("pull", "oci:nowhere", *trust, "--out", tmp_path / "b").exit_code == 2
 
 
+def test_a_registry_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("oras.client")
+    begin = time.monotonic()
+    result = cli("pull", "oci:127.0.0.1:1/a:1", "--insecure", "--unsigned", "--out", tmp_path / "a")
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("source", ["memory://*", "github://x", "dir://x", "no/such", "pipe"])
+def test_places_that_are_none_are_one_line(source: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    where = tmp_path / source if "://" not in source else source
+    result = cli("pull", where, "--unsigned", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+
+
 def test_a_registry_that_lies_is_not_believed(
     site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -158,10 +174,13 @@ def test_a_registry_that_lies_is_not_believed(
         ({"layers": [{**layer, "mediaType": "text/html"}]}, [b""], PackageRefused),
         ({"layers": [{**layer, "size": "x"}]}, [b""], DataError),
         ({"layers": None}, [b""], DataError),
-        ([], [b""], DataError),
+        ([], [b""], PackageRefused),
+        ({"layers": [], "more": "x" * (1 << 20)}, [b""], PackageRefused),
     ]
+    monkeypatch.setattr(transfer, "_knock", lambda *_: None)
     for manifest, parts, error in cases:
-        monkeypatch.setattr(client.OrasClient, "get_manifest", lambda *_, m=manifest: m)
+        told = Answer([json.dumps(manifest).encode()])
+        monkeypatch.setattr(client.OrasClient, "do_request", lambda *_, t=told, **__: t)
         monkeypatch.setattr(client.OrasClient, "get_blob", lambda *_, p=parts, **__: Answer(p))
         with pytest.raises(error):
             pulled("oci:127.0.0.1:1/a:1", insecure=True)

@@ -111,6 +111,14 @@ def write_bundle(folder: Path, network: Network, recipe: Recipe, card: Card) -> 
     atomically(folder, make)
 
 
+def _plain(text: str) -> str:
+    """Return a text that MONAI takes as it is: one that begins with $, @ or % it would run.
+
+    These texts come from packages of others.
+    """
+    return f" {text}" if text[:1] in ("$", "@", "%") else text
+
+
 def _metadata(card: Card) -> Json:
     image = {
         "type": "image",
@@ -130,7 +138,7 @@ def _metadata(card: Card) -> Json:
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": False,
-        "channel_def": {str(n): name for n, name in enumerate(card.classes)},
+        "channel_def": {str(n): _plain(name) for n, name in enumerate(card.classes)},
     }
     return {
         "version": "1.0.0",
@@ -143,7 +151,7 @@ def _metadata(card: Card) -> Json:
         "task": "classification",
         "description": f"Trained on synthetic images of {card.name}",
         "authors": "medistill",
-        "copyright": card.license,
+        "copyright": _plain(card.license),
         "intended_use": "research; no medical device",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }

@@ -146,23 +146,30 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
 
     Raises: RunRefused when it cannot be written.
     """
-    half = out.with_name(f".{out.name}.half")
+    place = None
     try:
-        _gone(half)
-        half.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, so that nobody can lay a link there before.
+        place = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+        half = place / out.name
         make(half)
+        for path in (half, *half.rglob("*")) if half.is_dir() else (half,):
+            _flushed(path)
         os.rename(half, out)
     except OSError as error:
         raise RunRefused(f"could not write {out}: {error.strerror}; choose another place") from None
     finally:
-        _gone(half)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
-def _gone(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _flushed(path: Path) -> None:
+    """Have what was written reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

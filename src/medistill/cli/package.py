@@ -217,6 +217,22 @@ def show(
     emit(record, _text(found), as_json)
 
 
+def is_package(path: Path, trust: Path | None) -> bool:
+    """Say whether a path is a package, else a run of one's own.
+
+    Raises: PackageRefused when it is none though keys are given: a run folder is not signed.
+    """
+    from ..errors import PackageRefused
+
+    found = path.is_file() or (path / "manifest.json").is_file()
+    if trust is not None and not found:
+        raise PackageRefused(
+            f"found no package in {path}; expected one, since --trust is given: leave it out for a "
+            "run of your own"
+        )
+    return found
+
+
 def signer_of(found: "Package") -> str | None:
     """Return the names that the receiver has for who signed, with their keys; None for nobody."""
     names = [f"{one.name} ({one.keyid[:16]})" for one in found.signers]

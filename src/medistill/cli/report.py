@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .common import AsJson, emit, guarded
-from .package import Threshold, Trust, Unsigned, signer_of
+from .package import Threshold, Trust, Unsigned, is_package, signer_of
 
 
 @guarded
@@ -50,7 +50,7 @@ def report(
     from ..report import officer_report, study_paper, study_prints, study_report
     from ..report import report as write_report
 
-    if run.is_file() or (run / "manifest.json").is_file():
+    if is_package(run, trust):
         _of_package(run, out, (trust, unsigned, threshold))
         emit({"page": str(out), "figures": []}, str(out), as_json)
         return

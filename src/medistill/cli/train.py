@@ -22,7 +22,7 @@ from .common import (
     interval_text,
     optioned,
 )
-from .package import Trust, Unsigned
+from .package import Threshold, Trust, Unsigned, is_package
 
 Json = dict[str, Any]
 
@@ -49,6 +49,7 @@ def train(
     out: Out,
     trust: Trust = None,
     unsigned: Unsigned = False,
+    threshold: Threshold = 1,
     data: Annotated[str | None, typer.Option(help=f"Local data to test on. {SOURCE_HELP}")] = None,
     sites: Sites = True,
     students: Students = 1,
@@ -81,7 +82,7 @@ def train(
 
     refuse_existing(*filter(None, (out, onnx, bundle)))
     how: Json = {"seed": seed, "device": find_device(device)}
-    given = [_given(path, trust, unsigned) for path in sets]
+    given = [_given(path, (trust, unsigned, threshold)) for path in sets]
     splits = None
     if data:
         where = optioned(data, window=window, spacing=spacing)
@@ -160,17 +161,18 @@ def _text(record: Json, data: str | None) -> str:
     return "\n".join(lines)
 
 
-def _given(path: Path, trust: Path | None, unsigned: bool) -> "Given":
+def _given(path: Path, by: tuple[Path | None, bool, int]) -> "Given":
     """Return a set with the recipe that was chosen for it, and what was declared of it."""
     from ..model import Given, declared
 
-    if not (path.is_file() or (path / "manifest.json").is_file()):
+    trust, unsigned, threshold = by
+    if not is_package(path, trust):
         synthetic, recipe, scores = declared(path)
         chosen = dataclasses.replace(synthetic, recipe=recipe)
         return Given(str(path), chosen, scores["accuracy"] if scores else None, synthetic.card.name)
     from ..package import read
 
-    found = read(path, trust, unsigned=unsigned)
+    found = read(path, trust, unsigned=unsigned, threshold=threshold)
     told = found.manifest
     name = f"{told.site or told.name}"
     return Given(name, found.synthetic, told.declared, told.declared_on)

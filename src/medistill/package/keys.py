@@ -226,7 +226,7 @@ def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
     subjects = record.get("subject")
     if record.get("predicateType") != PREDICATE or not isinstance(subjects, list):
         return "a statement about something else"
-    told = {one["name"]: one for one in subjects if isinstance(one, dict) and "name" in one}
+    told = {str(one.get("name")): one for one in subjects if isinstance(one, dict)}
     for name in sorted(set(files) - {SIGNATURE} | set(told)):
         if name not in files:
             return f"{name[:40]!a} is missing"

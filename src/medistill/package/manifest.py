@@ -1,6 +1,7 @@
 """What a package says of itself: all that a receiver needs to train on it, and to judge it."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..augment import Augmentation
 from ..backbones import Monai, from_spec
 from ..errors import MedistillError, PackageRefused
+from ..metrics import Score
 from ..pixels import Whitening
 from ..records import Json, from_record, state_digest
 from ..sets import Card, Recipe, SyntheticSet
@@ -24,6 +26,10 @@ NUMPY = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 IMAGES, LABELS = "images", "labels"
 WHITENING = tuple(f"whitening.{name}" for name in Whitening._fields)
 MOST_TEXT = 2000
+MOST_INTENSITY = 1e4
+MOST_SHOWN = 1 << 28  # numbers of all whole images that a set's tiles make
+READ = 256  # images that are opened at once
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_CLASSES, MOST_NAME, MOST_PARAMETERS = 10_000, 100, 1 << 28
 MOST_CHANNELS, MOST_SIDE, MOST_WIDTH, MOST_DEPTH = 64, 4096, 8192, 16
 Stored = Literal["U8", "F16"]
@@ -99,8 +105,10 @@ def manifest_of(record: Json) -> Manifest:
         raise PackageRefused(f"found a manifest that cannot be used ({_short(error)})") from None
     card, recipe, channels = found.card, found.recipe, found.card.channels
     numbers = [n for n in recipe.backbone.values() if isinstance(n, int)]
+    pixels = channels * math.prod(card.shape)
+    tiles = recipe.factor ** len(card.shape)
     sound = {
-        "its name": 0 < len(found.name) <= MOST_NAME,
+        "its name": NAME.fullmatch(found.name) is not None,
         "its counter": 0 < found.counter < 2**31,
         "its number of patients": 0 <= found.least_patients < 2**31,
         "its images": 0 < channels <= MOST_CHANNELS
@@ -111,13 +119,20 @@ def manifest_of(record: Json) -> Manifest:
         "its offset": len(found.offset) == channels,
         "its mean": len(recipe.mean) == len(recipe.std) == channels,
         "its std": min(recipe.std, default=0) > 0,
-        "its recipe": 0 < recipe.stop <= recipe.steps <= 10**7 and 0 < recipe.batch <= 2**20,
-        "its tiles": 1 <= recipe.factor <= min(card.shape, default=0),
+        "its recipe": 0 < recipe.stop <= recipe.steps <= 10**7
+        and 0 < recipe.batch <= 2**20
+        and 0 < recipe.lr <= 100
+        and 0 <= recipe.momentum < 1
+        and 0 <= recipe.weight_decay <= 1,
+        "its tiles": 1 <= recipe.factor <= min(card.shape, default=0)
+        and 0 < sum(found.per_class) * tiles * pixels <= MOST_SHOWN,
+        "its range of intensities": _in_range(found),
+        "its declared score": _is_score(found.declared),
         "its backbone": all(0 < n <= MOST_WIDTH for n in numbers)
         and recipe.backbone.get("depth", 1) in range(1, MOST_DEPTH + 1),
         "its tensors": {IMAGES, LABELS} <= set(found.tensors) <= {IMAGES, LABELS, *WHITENING},
         "its count of classes": len(found.per_class) == len(card.classes),
-        "its texts": all(len(text) <= MOST_TEXT for text in texts_of(record)),
+        "its texts": all(len(t) <= MOST_TEXT and "\n" not in t for t in texts_of(record)),
     }
     for what, good in sound.items():
         if not good:
@@ -126,11 +141,37 @@ def manifest_of(record: Json) -> Manifest:
     return found
 
 
+def _in_range(manifest: Manifest) -> bool:
+    """Say whether the intensities that the stored numbers stand for are those of images."""
+    told = manifest.tensors.get(IMAGES)
+    pairs = zip(manifest.scale, manifest.offset, strict=False)
+    return told is not None and all(
+        abs(offset + scale * end) <= MOST_INTENSITY
+        for scale, offset in pairs
+        for end in (told.low, told.high)
+    )
+
+
+def _is_score(record: Mapping[str, float | int | None] | None) -> bool:
+    """Say whether a declared score is one: a mean in [0, 1], its ends and a number of students."""
+    if record is None:
+        return True
+    try:
+        found = from_record(Score, dict(record))
+    except (MedistillError, TypeError, ValueError):
+        return False
+    ends = [end for end in (found.low, found.high) if end is not None]
+    return 0 <= found.mean <= 1 and all(abs(end) < 1e3 for end in ends) and found.n > 0
+
+
 def _check_specs(manifest: Manifest) -> None:
     """Refuse a backbone or an augmentation that is none, before anything is built of them."""
     recipe = manifest.recipe
     try:
-        from_record(Augmentation, recipe.augmentation)
+        looks = from_record(Augmentation, recipe.augmentation)
+        strengths = [n for n in vars(looks).values() if isinstance(n, float)]
+        if not (all(0 <= n <= 1000 for n in strengths) and looks.scale >= 1):
+            raise ValueError(f"augmentation {recipe.augmentation}")
         backbone = from_spec(recipe.backbone)
         # Networks of MONAI are asked where they are built: reading imports nothing.
         known = not isinstance(backbone, Monai)
@@ -228,12 +269,15 @@ def quantized(images: Tensor, dtype: Stored) -> tuple[Array, list[float], list[f
 
 def opened(found: Mapping[str, Array], manifest: Manifest) -> tuple[Tensor, Tensor]:
     """Return images as intensities float32 [m, c, ...], and labels float32 [m, k]."""
-    stored = torch.from_numpy(found[IMAGES].astype(np.float64))
+    stored = found[IMAGES]
     shape = (1, -1, *[1] * (stored.ndim - 2))
     scale, offset = (
-        torch.tensor(t, dtype=torch.float64) for t in (manifest.scale, manifest.offset)
+        torch.tensor(t, dtype=torch.float64).view(shape) for t in (manifest.scale, manifest.offset)
     )
-    images = (stored * scale.view(shape) + offset.view(shape)).float()
+    images = torch.empty(stored.shape, dtype=torch.float32)
+    for at in range(0, len(stored), READ):
+        part = torch.from_numpy(stored[at : at + READ].astype(np.float64))
+        images[at : at + READ] = part * scale + offset
     labels = torch.from_numpy(found[LABELS].copy())
     if labels.ndim == 1:
         labels = torch.nn.functional.one_hot(labels, len(manifest.card.classes))

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,16 +14,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
 from ..audit.facts import facts_of
-from ..errors import RunRefused, UsageError, nearest
+from ..errors import DataError, PackageRefused, RunRefused, UsageError, nearest
 from ..model import declared
 from ..pictures import png, synthetic_sheet
 from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
 from ..sets import SyntheticSet
-from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived, read_files
+from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived, extracted, read_files
 from .croissant import croissant
 from .keys import signed
-from .manifest import Flag, Made, Stored, manifest_of, tensors_of
+from .manifest import NAME, Flag, Made, Stored, tensors_of
+from .read import examined
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 LEAST = 20  # patients of a class
@@ -81,28 +81,29 @@ def pack(
     Raises: RunRefused when the set is refused; DataError when the folder holds no finished run;
     UsageError when the name is no plain word or the last day no date.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", terms.name):
+    if not NAME.fullmatch(terms.name):
         raise UsageError(
             f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
         )
     if terms.expires:
         _check_day(terms.expires)
+    run = _read(folder / "run.json", ("method", "data")) or {}
+    evaluation = _read(folder / "evaluation.json", OF_EVALUATION)
+    audit = _read(folder / "audit.json", ("data", "verdict", "copies", "subgroups", "attributes"))
     made, recipe, _ = declared(folder)
-    run = read_json(folder / "run.json")
-    evaluation = _read(folder / "evaluation.json")
-    audit = _read(folder / "audit.json")
     reasons = _reasons(made, evaluation, audit, least)
     for flag, reason in reasons.items():
         if flag not in allow:
             raise RunRefused(f"{reason}: put that right, or say --allow {flag} to pack it as it is")
-    held = 0 if audit is None or "small-class" in reasons else least
+    # Where nobody knows the patients, images were counted, and nothing is said of patients.
+    unknown = audit is None or audit["data"]["patients"] is None
+    held = 0 if unknown or "small-class" in reasons else least
     chosen = dataclasses.replace(
         made, card=dataclasses.replace(made.card, digest=""), recipe=recipe
     )
     stored, tensors = tensors_of(chosen, dtype)
     record = _manifest(chosen, terms, evaluation)
     record |= {**tensors, "least_patients": held, "allowed": list(reasons)}
-    manifest_of(record)  # what a reader would refuse is not written
     data = save(stored)
     files = {
         MANIFEST: canonical(record),
@@ -114,9 +115,21 @@ def pack(
     }
     if preview:
         files["preview.png"] = png(synthetic_sheet(made))
+    _check_own(files)
     if keys:
         files[SIGNATURE] = signed(files, keys)
     return files
+
+
+def _check_own(files: Mapping[str, bytes]) -> None:
+    """Refuse to write what every reader would refuse.
+
+    Raises: UsageError.
+    """
+    try:
+        examined(extracted(archived(files)), (), unsigned=True)
+    except PackageRefused as error:
+        raise UsageError(f"readers would refuse this package: {error}") from None
 
 
 def _check_day(text: str) -> None:
@@ -141,9 +154,19 @@ def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None) -> Json
     }
 
 
-def _read(path: Path) -> Json | None:
-    found: Json | None = read_json(path) if path.is_file() else None
-    return found
+def _read(path: Path, needed: Sequence[str]) -> Json | None:
+    """Return what stands in a file of the run, None where there is none.
+
+    Raises: DataError when it lacks what it should hold.
+    """
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    missing = [name for name in needed if not (isinstance(found, dict) and name in found)]
+    if missing:
+        raise DataError(f"found no {missing[0]} in {path}; expected a whole file: make it again")
+    record: Json = found
+    return record
 
 
 def _reasons(
@@ -158,6 +181,9 @@ def _reasons(
     if audit is None:
         found["no-audit"] = "found no audit of the run (medistill audit)"
         return found
+    if audit["verdict"]["membership"] != "valid":
+        said = audit["verdict"]["membership"]
+        found["no-audit"] = f"found an audit without a verdict on membership ({said})"
     if audit["verdict"]["leaks"]:
         found["leaks"] = f"found leaks in the audit ({'; '.join(audit['verdict']['reasons'])})"
     count = audit["data"]["smallest"]

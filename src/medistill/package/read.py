@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import MedistillError, PackageRefused, RunRefused
+from ..errors import MedistillError, PackageRefused, RunRefused, UsageError
 from ..metrics import Score
 from ..pixels import Whitening
 from ..privacy import Guarantee, check_promise
@@ -23,7 +23,6 @@ from .keys import Signer, content_digest, cosigned, load_trust, verified
 from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
 
-MOST_INTENSITY = 1e4
 SEEN = "medistill seen 2"
 ARMS = ("synthetic", "random", "full")
 
@@ -162,8 +161,13 @@ def examined(
 ) -> Package:
     """Return a package from the bytes of its files, after all checks but that of the counter.
 
-    Raises: PackageRefused.
+    Raises: PackageRefused; UsageError when the threshold is none.
     """
+    if threshold < 1 or (unsigned and threshold > 1):
+        raise UsageError(
+            f"found --threshold {threshold}{' with --unsigned' if unsigned else ''}; expected 1 or "
+            "more keys, or an unsigned package"
+        )
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PackageRefused(f"found no {missing[0]} in the package; expected a whole one")
@@ -184,8 +188,6 @@ def examined(
     report = _text(files["REPORT.md"])
     whole = archived(files)
     images, labels = opened(found, manifest)
-    if not float(images.abs().max()) <= MOST_INTENSITY:  # nor nan
-        raise PackageRefused("found intensities beyond any image's; expected about 0 to 1")
     state = {name: torch.from_numpy(found[name].copy()) for name in WHITENING if name in found}
     return Package(
         manifest,
@@ -282,5 +284,5 @@ def _check_counter(trust: Path, signer: Signer, manifest: Manifest, content: str
 
 
 def seen_path(trust: Path) -> Path:
-    """Return the file that holds the highest versions seen, beside the keys."""
-    return trust / "seen.json" if trust.is_dir() else trust.with_suffix(".seen.json")
+    """Return the file that holds the highest versions seen, beside the keys: one for a folder."""
+    return (trust if trust.is_dir() else trust.parent) / "seen.json"

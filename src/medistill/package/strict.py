@@ -9,7 +9,8 @@ from ..errors import PackageRefused
 from ..records import Json
 
 DEPTH = 16
-STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# One pass: a string that nobody closed is one as well, else each quote in it would be tried anew.
+STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 BRACKETS = re.compile(rb"[][{}]")
 LARGEST = 2**53
 MOST_HEADER = 64 << 10

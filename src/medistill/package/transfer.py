@@ -1,6 +1,7 @@
 """Packages on their way: to and from registries of containers (OCI), and wherever fsspec goes."""
 
 import hashlib
+import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
 from ..records import Json, refuse_existing, write_atomic
-from .archive import MOST_BYTES, MOST_TEXT, archived, extracted, read_files
+from .archive import MOST_BYTES, MOST_JSON, MOST_TEXT, archived, extracted, read_files
 
 OCI = "oci:"
+KNOCK_S = 10.0
 LAYER = "application/vnd.medistill.package.v1+zip"
 MOST = MOST_BYTES + MOST_TEXT
 TITLE = "package.medistill"
@@ -35,9 +37,11 @@ def push(path: Path, target: str, *, insecure: bool = False) -> str:
         try:
             with extra("fsspec", "share").open(target, "wb") as file:
                 file.write(content)
-        except (OSError, ValueError, ImportError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # of any of fsspec's many file systems
             raise RunRefused(
-                f"could not write to {target} ({error}); expected a place that takes it"
+                f"could not write to {target} ({_first_line(error)}); expected one that takes it"
             ) from None
     return digest
 
@@ -53,13 +57,19 @@ def pulled(source: str, *, insecure: bool = False) -> bytes:
         return _pull_oci(source.removeprefix(OCI), insecure)
     try:
         if _is_local(source):
+            if not _local(source).is_file():  # nor is a pipe waited for
+                raise DataError(f"found no file {source}; expected a package")
             with _local(source).open("rb") as file:
                 content = file.read(MOST + 1)
         else:
             with extra("fsspec", "share").open(source, "rb") as file:
                 content = bytes(file.read(MOST + 1))
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"could not read {source} ({error}); expected a package there") from None
+    except (UsageError, DataError):
+        raise
+    except Exception as error:  # of any of fsspec's many file systems
+        raise DataError(
+            f"could not read {source} ({_first_line(error)}); expected a package there"
+        ) from None
     return _small(content)
 
 
@@ -81,8 +91,24 @@ def _client(name: str, insecure: bool) -> tuple[Any, str]:
     host = name.partition("/")[0]
     if "/" not in name or not host:
         raise UsageError(f"found oci:{name}; expected oci:HOST/NAME:TAG")
+    _knock(host, insecure)
     client = extra("oras.client", "share").OrasClient(hostname=host, insecure=insecure)
     return client, name
+
+
+def _knock(host: str, insecure: bool) -> None:
+    """Ask whether anybody is there: the client itself would try for minutes.
+
+    Raises: DataError.
+    """
+    place, _, port = host.partition(":")
+    try:
+        number = int(port or (80 if insecure else 443))
+        socket.create_connection((place, number), timeout=KNOCK_S).close()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"could not reach the registry {host} ({_first_line(error)}); expected another"
+        ) from None
 
 
 def _push_oci(content: bytes, name: str, insecure: bool) -> None:
@@ -106,7 +132,7 @@ def _pull_oci(name: str, insecure: bool) -> bytes:
     """Take the one layer of a manifest, by its digest, in parts; titles in it are not looked at."""
     client, target = _client(name, insecure)
     try:
-        manifest: Json = client.get_manifest(client.get_container(target))
+        manifest = _manifest(client, target)
         layers = [one for one in manifest.get("layers", []) if one.get("mediaType") == LAYER]
         if len(layers) != 1 or int(layers[0]["size"]) > MOST:
             raise PackageRefused(f"found no package, or too large a one, in {name}; expected one")
@@ -123,6 +149,24 @@ def _pull_oci(name: str, insecure: bool) -> bytes:
     if digest != f"sha256:{hashlib.sha256(content).hexdigest()}":
         raise PackageRefused(f"found other bytes in {name} than its digest says; get it again")
     return content
+
+
+def _manifest(client: Any, target: str) -> Json:
+    """Return the manifest of a target, of which no more than its most is ever read."""
+    from .strict import parsed
+
+    container = client.get_container(target)
+    client.auth.load_configs(container)
+    address = f"{client.prefix}://{container.manifest_url()}"
+    headers = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    with client.do_request(address, "GET", headers=headers, stream=True) as response:
+        response.raise_for_status()
+        found = bytearray()
+        for part in response.iter_content(1 << 16):
+            found += part
+            if len(found) > MOST_JSON:
+                break
+    return parsed(bytes(found), "the registry's manifest", MOST_JSON)
 
 
 def _limited(parts: Iterable[bytes]) -> bytes:
