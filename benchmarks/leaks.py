@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "leaks.jsonl"
 TABLE = ROOT / "docs" / "leaks.md"
 SETS = ("breastmnist", "vary:pneumoniamnist;n=2000")
 IPC, MODELS, IMAGES = 10, 16, 400
+CONTROL_STEPS = 2000  # of 400, 1,200 and 2,000: until a student gives copies away on BreastMNIST
 STUDENT = ConvNet(width=32)
 COMPUTE = Compute("bfloat16")
 WAYS = (
@@ -44,8 +45,10 @@ WAYS = (
     ("dsa", "real"),
     ("dm", "noise"),
     ("dm", "real"),
+    ("mtt", "noise"),
     ("mtt", "class-mean"),
     ("mtt", "real"),
+    ("datm", "noise"),
     ("datm", "real"),
     ("sketch", "noise"),
     ("sketch", "real"),
@@ -102,7 +105,9 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
             models=MODELS,
             images=IMAGES,
             compute=COMPUTE,
+            control_steps=CONTROL_STEPS,
             engine=local(workers),
+            cache=cache_folder(),
         )
     kept = ("membership", "positive_control", "negative_control", "one_run", "verdict", "seconds")
     row = {"set": name, "method": method, "start": start, "version": __version__}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..augment import Augmentation
-from ..backbones import Network, from_spec
+from ..backbones import Network, from_spec, to_spec
 from ..budget import Budget
 from ..compute import PLAIN, Compute
 from ..engine import Engine, Here
@@ -21,7 +22,15 @@ from ..pixels import denormalize
 from ..prepare import prepared
 from ..privacy import Guarantee
 from ..progress import hushed
-from ..records import Json, from_record, read_json, write_atomic, write_json
+from ..records import (
+    Json,
+    digest,
+    from_record,
+    read_json,
+    to_record,
+    write_atomic,
+    write_json,
+)
 from ..rng import Rng
 from ..sets import RealSet, Splits, SyntheticSet
 from ..sketch import SketchSpec
@@ -69,6 +78,7 @@ def audit_run(
     models: int | None = None,
     images: int = 400,
     student_steps: int = 300,
+    control_steps: int = CONTROL_STEPS,
     seed: int = 0,
     compute: Compute = PLAIN,
     engine: Engine = HERE,
@@ -81,7 +91,9 @@ def audit_run(
     as the minutes allow. What they do not allow is named in `left_out`. There is no verdict on
     membership without both controls: copies of real images, which must be found, and members drawn
     anew, of whom nothing can be found.
-    `cache` holds what the run prepared (experts, banks), so that its start is found at once.
+    `control_steps` is the least length of the positive control's students: the longer, the surer
+    copies are known by heart. `cache` holds what the run prepared (experts, banks), so that its
+    start is found at once, and the control, which is the same for all runs on the same data.
     Raises: DataError when the folder holds no finished run, or the data are not those of the run;
     UsageError when there are too few images.
     """
@@ -108,10 +120,11 @@ def audit_run(
     record |= _of_the_release(run, left)
     pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
     way = way_of(run, student_steps, compute)
+    control = _copying(way, control_steps)
     spent = time.monotonic() - begin
-    enough = _affordable(pool, way, models, 60 * minutes - spent, left)
+    enough = _affordable(pool, (way, control), models, 60 * minutes - spent, left)
     if enough:
-        record |= _membership(pool, way, enough, seed, engine)
+        record |= _membership(pool, (way, control), enough, seed, engine, cache)
     record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
@@ -221,20 +234,22 @@ def _check(made: SyntheticSet, run: Json, splits: Splits) -> None:
         raise UsageError(f"found several labels of an image in {card.name}; expected one")
 
 
-def _affordable(pool: Pool, way: Way, models: int | None, seconds: float, left: list[str]) -> int:
+def _affordable(
+    pool: Pool, ways: tuple[Way, Way], models: int | None, seconds: float, left: list[str]
+) -> int:
     """Return how many models there will be; 0, with the reason, where there cannot be enough.
 
     Unless they are told, the way and its control are gone once each to see how long they take.
     """
-    coin = torch.from_numpy(coins(len(pool.real), 1)[0])
+    coin, way = torch.from_numpy(coins(len(pool.real), 1)[0]), ways[0]
     try:
         if models is not None:
             Task(pool.real.take(coin.nonzero().flatten()), way.budget, way.backbone)
             return models
         begin = time.monotonic()
         with hushed():
-            ask(pool, way, (coin, 0))
-            ask(pool, _copying(way), (coin, 0))
+            for one in ways:
+                ask(pool, one, (coin, 0))
     except RunRefused as error:
         left.append(f"membership: each model has half of {len(pool.real)} images: {error}")
         return 0
@@ -250,15 +265,22 @@ def _affordable(pool: Pool, way: Way, models: int | None, seconds: float, left: 
     return 0
 
 
-def _copying(way: Way) -> Way:
+def _copying(way: Way, least: int) -> Way:
     """Return the positive control of a way."""
-    steps = max(way.student_steps, CONTROL_STEPS)
+    steps = max(way.student_steps, least)
     return dataclasses.replace(way, copies=True, rate=0.05, batch=64, student_steps=steps)
 
 
-def _membership(pool: Pool, way: Way, models: int, seed: int, engine: Engine) -> Json:
+def _membership(
+    pool: Pool,
+    ways: tuple[Way, Way],
+    models: int,
+    seed: int,
+    engine: Engine,
+    cache: Path | None,
+) -> Json:
+    way = ways[0]
     own = shadows(pool, way, models=models, seed=seed, engine=engine)
-    positive = shadows(pool, _copying(way), models=models, seed=seed + 1, engine=engine)
     nothing = nothing_to_find(pool, own, seed)
     marked = pool.canaries.numpy()
     guesses = int(marked.sum()) // 4 * 2
@@ -269,10 +291,36 @@ def _membership(pool: Pool, way: Way, models: int, seed: int, engine: Engine) ->
         "images": len(marked),
         "canaries": int(marked.sum()),
         "membership": _leaks(pool, own),
-        "positive_control": _leaks(pool, positive),
+        "positive_control": _control_of(pool, ways[1], models, seed + 1, engine, cache),
         "negative_control": _leaks(pool, nothing),
         "one_run": dataclasses.asdict(bound) | {"claimed": _claimed(way.guarantee)},
     }
+
+
+def _control_of(
+    pool: Pool, way: Way, models: int, seed: int, engine: Engine, cache: Path | None
+) -> Json:
+    """Return what the attacks find of copies, from the cache where that was asked before."""
+    what = {
+        "pool": pool.real.digest,
+        "others": pool.outside.digest,
+        "card": to_record(pool.real.card),
+        "backbone": to_spec(way.backbone),
+        "steps": (way.student_steps, way.rate, way.batch),
+        "compute": to_record(way.compute),
+        "models": models,
+        "seed": seed,
+        "torch": torch.__version__,
+        "version": __version__,
+    }
+    path = cache / "controls" / f"{digest(what)[:24]}.json" if cache else None
+    if path is not None and path.is_file():
+        held: Json = read_json(path)
+        return held
+    made = _leaks(pool, shadows(pool, way, models=models, seed=seed, engine=engine))
+    if path is not None:
+        write_json(path, made)
+    return made
 
 
 def _claimed(guarantee: Guarantee | None) -> float | None:
