@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from medistill.audit import (
     audit_mechanism,
     audit_run,
+    battery,
     copies,
     curve_of,
     exact_interval,
@@ -49,6 +50,7 @@ from medistill.budget import Budget
 from medistill.cli import app
 from medistill.data import load
 from medistill.distill import distill
+from medistill.engine import Here
 from medistill.errors import DataError, UsageError
 from medistill.features import logits_of_set
 from medistill.methods import Task
@@ -679,3 +681,28 @@ def test_images_that_kept_their_start_lead_back_to_it() -> None:
     assert lost is not None
     assert not lost.failed
     assert recovered(made, DM(), task, SPLITS.train, 4) is None
+
+
+def test_the_control_is_asked_once_for_all_runs_on_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_of(SPLITS.train, SPLITS.val, images=60, canaries=12)
+    way = Way(Random(), Budget(ipc=2), SMALL, copies=True, student_steps=4)
+    plain, asked = battery.shadows, []
+
+    def noted(*rest: Any, **named: Any) -> Shadows:
+        asked.append(named["seed"])
+        return plain(*rest, **named)
+
+    monkeypatch.setattr(battery, "shadows", noted)
+
+    def found(way: Way, seed: int, cache: Path | None = tmp_path) -> Any:
+        return json.dumps(battery._control_of(pool, way, 4, seed, Here(), cache))
+
+    first = found(way, 1)
+    assert found(dataclasses.replace(way, method=DM(), budget=Budget(ipc=1)), 1) == first
+    assert asked == [1]
+    found(way, 2)
+    found(dataclasses.replace(way, student_steps=5), 1)
+    assert found(way, 1, None) == first
+    assert asked == [1, 2, 1, 1]
