@@ -16,6 +16,7 @@ import copy
 import json
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ WATCHED = (
     "pickle.find_class",
 )
 Files = dict[str, bytes]
+FILLS = (b"\0", b"\xff", b"[", b'"', b"9", b'\\"', b'{"a":')
 EXTREMES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**53, -(2**53), 0.5, -0.0, 1e308, 5e-324, "", "x", "\0",
     "../x", "\x1b[2J", "\ud7ff", "x" * 3000, [], {}, [[]], [0], {"": 0}, {"a": {"a": {}}}, "U8",
@@ -84,7 +86,7 @@ def bent(content: bytes, draw: random.Random) -> bytes:
         elif kind == 3:
             found[at:at] = found[at : at + size]
         elif kind == 4:
-            found[at : at + size] = draw.choice((b"\0", b"\xff", b"[", b'"', b"9")) * size
+            found[at : at + size] = draw.choice(FILLS) * draw.choice((size, size, 40_000))
         else:
             del found[at:]
     return bytes(found)
@@ -182,10 +184,17 @@ def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> st
         files = extracted(package) if isinstance(package, bytes) else package
         if not signed:
             files = {name: part for name, part in files.items() if name != "signature.dsse.json"}
-        shown(examined(files, trust, unsigned=not signed))
+        found = examined(files, trust, unsigned=not signed)
+        shown(found)
+        found.synthetic.to_train()  # what training begins with
     except PackageRefused:
         return "refused"
     return "read"
+
+
+def stuck(*_: object) -> None:
+    """End a case that hangs; it counts as a crash."""
+    raise TimeoutError("hangs")
 
 
 def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, Any]:
@@ -202,6 +211,7 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
         if watching[0] and event in WATCHED:
             events[f"{event} {ascii(arguments[0])[:80]}"] += 1
 
+    signal.signal(signal.SIGALRM, stuck)
     tried(files, trust, True)  # imports that any reading needs
     tried(files, trust, False)
     sys.addaudithook(hook)
@@ -215,12 +225,14 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
         signed = kind in ("envelope", "archive") or draw.random() < 0.1
         begin = time.perf_counter()
         watching[0] = True
+        signal.setitimer(signal.ITIMER_REAL, 5 * HANG_S)
         try:
             came = tried(package, trust, signed)
         except Exception:
             watching[0] = False
             came = "crashed"
             crashes.append({"seed": at, "kind": kind, "trace": traceback.format_exc()[-800:]})
+        signal.setitimer(signal.ITIMER_REAL, 0)
         watching[0] = False
         slowest = max(slowest, time.perf_counter() - begin)
         done[f"{kind} {came}"] += 1

@@ -673,6 +673,7 @@ def test_a_guarantee_whose_numbers_do_not_fit_is_refused(
     [
         ("evaluation.json", ("synthetic", "accuracy", "mean"), "high"),
         ("evaluation.json", ("synthetic",), {}),
+        ("evaluation.json", ("gap_closed",), "x"),
         ("evaluation.json", ("random", "auc"), None),
         ("evaluation.json", ("protocol", "text"), "\x1b[2J"),
         ("privacy.json", ("audit", "verdict", "leaks"), "no"),

@@ -242,6 +242,8 @@ def _check_told(evaluation: Json, privacy: Json) -> None:
         for arm in ARMS if evaluation else ():
             for name in ("accuracy", "auc"):
                 from_record(Score, evaluation[arm][name])
+        if evaluation and not isinstance(evaluation["gap_closed"], dict):
+            raise TypeError("no gaps")
         audit = privacy["audit"]
         if audit is not None:
             date.fromisoformat(audit["date"])
