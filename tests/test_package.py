@@ -760,6 +760,11 @@ def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: 
     for secret in (SECRET, str(site), digest, os.uname().nodename, "nearest", "smallest"):
         assert not re.search(rf"\b{re.escape(secret)}\b", whole), secret
     assert f"{audit['data']['images']:,} training images" not in files["REPORT.md"].decode()
+    told = files["privacy.json"].decode()
+    assert not any(
+        f'"{name}"' in told for name in ("yardstick", "majority", "chance", 'images": [0')
+    )
+    assert "|  |" in files["REPORT.md"].decode()  # no group's number of images
     assert "their number is not told" in files["REPORT.md"].decode()  # images are no patients
 
 

@@ -211,16 +211,19 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None) -> Json:
     }
     if audit is not None:
         told = {name: audit[name] for name in OF_AUDIT if name in audit}
-        told["copies"] = [_without(one, "nearest") for one in audit["copies"]]
-        told["attributes"] = audit["attributes"]
+        # What tells the sizes of classes and groups, or real images, stays at home.
+        told["copies"] = [_without(one, "nearest", "yardstick") for one in audit["copies"]]
+        told["attributes"] = [_without(one, "majority") for one in audit["attributes"]]
         told["subgroups"] = [_without(one, "images") for one in audit["subgroups"]]
+        if "reconstruction" in told:
+            told["reconstruction"] = _without(told["reconstruction"], "chance")
         record["audit"] = told
     found: Json = _finite(record)
     return found
 
 
-def _without(record: Json, name: str) -> Json:
-    return {key: value for key, value in record.items() if key != name}
+def _without(record: Json, *names: str) -> Json:
+    return {key: value for key, value in record.items() if key not in names}
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from ..records import Json, read_json, write_atomic
 from .words import listed, markdown
 
 REASSESS_DAYS = 365
-RATE = 0.01
+RATE, RARE = 0.01, 0.001
 CLAIM = "That images are synthetic does not make them anonymous: they are made of patients' images."
 EMPTY = "(to be filled in by the controller)"
 
@@ -82,7 +82,7 @@ def sections(run: Json, audit: Json, size: int, least: int | None = None) -> lis
     return [
         _what(run, audit, size, least),
         _guarantee(run),
-        _tests(audit),
+        _tests(audit, least is not None),
         _grid(run, audit),
         Section("What remains", [_remains(audit), end]),
     ]
@@ -175,7 +175,8 @@ def _by_image(held: Json) -> str:
     return " The unit is an image: a patient with several images is protected less."
 
 
-def _tests(audit: Json) -> Section:
+def _tests(audit: Json, outside: bool) -> Section:
+    """Return what was tried; for outside without what tells the sizes of classes and groups."""
     rows: list[tuple[str, ...]] = []
     for one in audit["copies"]:
         said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
@@ -186,7 +187,8 @@ def _tests(audit: Json) -> Section:
         what = (
             f"{one['recovered']} of {one['images']} lead back to the real image they started from"
         )
-        rows.append(("reconstruction", what, f"by chance {100 * one['chance']:.1f}%"))
+        by_chance = "" if outside else f"by chance {100 * one['chance']:.1f}%"
+        rows.append(("reconstruction", what, by_chance))
     for one in audit["attributes"]:
         what = f"{one['name']}: guessed of {100 * one['guessed']:.1f}% of members, by a model that "
         what += f"saw none {100 * one['control']:.1f}%"
@@ -214,11 +216,11 @@ def _tests(audit: Json) -> Section:
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
         "the worst case. LiRA and RMIA ask a student of the set; the attack on the set looks at "
         "how near its images come. Shares are found members at one false alarm in a hundred "
-        "strangers; "
-        "intervals are 95%, those of areas 95% for all attacks together."
+        "strangers, then in a thousand; intervals are 95%, those of areas 95% for all attacks "
+        "together."
     )
     served: list[tuple[str, ...]] = [
-        (one["name"], f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
+        (one["name"], "" if outside else f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
         for one in audit["subgroups"]
     ]
     told = "Accuracy of one student of the set on validation images, group by group:"
@@ -232,13 +234,15 @@ def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
     for attack, by in sides.items():
         for side, curve in by.items():
             at: dict[str, Any] = next(one for one in curve["found"] if one["rate"] == RATE)
+            rare = next(one for one in curve["found"] if one["rate"] == RARE)
             what = f"{attack}, {side}: {at['members']:,} members, {at['others']:,} others"
             power = "" if at["resolved"] else "; too few others to resolve this rate"
             rows.append(
                 (
                     title,
                     what,
-                    f"{100 * at['tpr']:.1f}% [{100 * at['low']:.1f}, {100 * at['high']:.1f}], AUC "
+                    f"{100 * at['tpr']:.1f}% [{100 * at['low']:.1f}, {100 * at['high']:.1f}], at "
+                    f"0.1%: {100 * rare['tpr']:.1f}%, AUC "
                     f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]{power}",
                 )
             )
@@ -251,7 +255,7 @@ def _grid(run: Json, audit: Json) -> Section:
     bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
     copied = any(one["failed"] for one in audit["copies"])
     asked = "membership" in audit
-    members = [text for text in found["reasons"] if " finds " in text]
+    members = [text for text in found["reasons"] if " finds " in text or " proves " in text]
     told = found["membership"]
     if told == "valid":
         told = listed(members) if members else "nothing found; the controls were as they should be"
