@@ -341,6 +341,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "source option": (DISTILL.format("phantom:sise=3"), 2, "did you mean size"),
     "device": (f"{PHANTOM} --device gpu", 2, "expected auto, cpu or cuda"),
     "no sketch": (DISTILL.format("absent.sketch"), 3, "found no absent.sketch"),
+    "long name": (DISTILL.format("npz:" + "x" * 300), 3, "File name too long"),
     "sketch of nothing": ("sketch absent.npz --out a.sketch", 3, "found no absent.npz"),
     "sketch merge": ("merge absent.sketch --out a.sketch", 3, "found no absent.sketch"),
     "ipc": (f"{PHANTOM} --ipc 0", 2, "found ipc 0; expected at least 1"),

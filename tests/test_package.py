@@ -41,7 +41,7 @@ from medistill.package import (
     read,
     written,
 )
-from medistill.package.archive import NAMES, extracted, read_files
+from medistill.package.archive import FORMAT, NAMES, extracted, read_files
 from medistill.package.keys import (
     LOW_ORDER,
     PAYLOAD_TYPE,
@@ -1177,6 +1177,10 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
 # For ever
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_this_format_has_a_golden_package() -> None:
+    assert (GOLDEN / f"{FORMAT.rpartition(' ')[2]}.medistill").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.medistill")), ids=lambda p: p.stem)

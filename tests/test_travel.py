@@ -275,6 +275,14 @@ def test_volumes_are_no_pictures(site: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "x")["images"].shape == (32, 1, 4, 4, 4)  # of eight tiles each
 
 
+def test_a_folder_without_files_is_no_package(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    recipient = site / "keys" / "recipient.txt"
+    for words in (("push",), ("encrypt", "--to", recipient, "--out")):
+        result = cli(words[0], tmp_path / "empty", *words[1:], tmp_path / "out")
+        assert (result.exit_code, result.stderr.count("\n")) == (4, 1), result.output
+
+
 def test_push_sends_a_folder_as_its_archive(site: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(site / "a.medistill") as file:
         file.extractall(tmp_path / "folder")

@@ -84,6 +84,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except MedistillError as error:
             print(f"medistill: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            # A path that no file can have; where a file is damaged or a disk full, errors of ours
+            # say more.
+            if error.filename is None:
+                raise
+            place = str(error.filename)
+            place = place if len(place) < 200 else f"...{place[-190:]}"
+            print(f"medistill: {place!a}: {error.strerror}; expected another path", file=sys.stderr)
+            raise typer.Exit(3) from None
         except KeyboardInterrupt:
             print(
                 "medistill: stopped; the same command goes on (distill: with --resume)",

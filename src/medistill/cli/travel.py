@@ -78,12 +78,12 @@ def encrypt(
 
     Example: medistill encrypt first.medistill --to keys/recipient.txt --out first.age
     """
-    from ..package.archive import archived, read_files
+    from ..package.archive import archived, read_files, whole
     from ..package.seal import seal
     from ..records import refuse_existing, write_atomic
 
     refuse_existing(out)
-    sealed = seal(archived(read_files(package)), to)
+    sealed = seal(archived(whole(read_files(package))), to)
     write_atomic(out, sealed)
     record = {"sealed": str(out), "bytes": len(sealed), "recipients": len(to)}
     emit(record, f"{out}: {len(sealed):,} bytes, for {len(to)} recipient(s)", as_json)

@@ -120,6 +120,17 @@ def read_files(path: Path) -> dict[str, bytes]:
         os.close(handle)
 
 
+def whole(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Return files that are all there.
+
+    Raises: PackageRefused when one is missing.
+    """
+    missing = [name for name in NEEDED if name not in files]
+    if missing:
+        raise PackageRefused(f"found no {missing[0]} in the package; expected a whole one")
+    return files
+
+
 def _content(handle: int, name: str, limit: int) -> bytes:
     """Return the bytes of an open plain file, and never more than the limit."""
     facts = os.fstat(handle)

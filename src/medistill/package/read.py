@@ -18,7 +18,17 @@ from ..pixels import Whitening
 from ..privacy import Guarantee, check_promise
 from ..records import Json, from_record, locked, read_json, write_atomic, write_json
 from ..sets import Origin, SyntheticSet
-from .archive import DATA, MANIFEST, MOST_JSON, NEEDED, SIGNATURE, archived, extracted, read_files
+from .archive import (
+    DATA,
+    MANIFEST,
+    MOST_JSON,
+    NEEDED,
+    SIGNATURE,
+    archived,
+    extracted,
+    read_files,
+    whole,
+)
 from .keys import Signer, content_digest, cosigned, load_trust, verified
 from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
 from .strict import header_of, parsed
@@ -168,9 +178,7 @@ def examined(
             f"found --threshold {threshold}{' with --unsigned' if unsigned else ''}; expected 1 or "
             "more keys, or an unsigned package"
         )
-    missing = [name for name in NEEDED if name not in files]
-    if missing:
-        raise PackageRefused(f"found no {missing[0]} in the package; expected a whole one")
+    whole(files)
     signers: Sequence[Signer] = ()
     if SIGNATURE in files:
         signers = verified(files, trust, threshold)
@@ -186,7 +194,7 @@ def examined(
     _check_privacy(records["privacy.json"], manifest)
     _check_told(records["evaluation.json"], records["privacy.json"])
     report = _text(files["REPORT.md"])
-    whole = archived(files)
+    packed = archived(files)
     images, labels = opened(found, manifest)
     state = {name: torch.from_numpy(found[name].copy()) for name in WHITENING if name in found}
     return Package(
@@ -198,9 +206,9 @@ def examined(
         records["privacy.json"],
         report,
         tuple(signers),
-        hashlib.sha256(whole).hexdigest(),
+        hashlib.sha256(packed).hexdigest(),
         content_digest(files),
-        len(whole),
+        len(packed),
     )
 
 

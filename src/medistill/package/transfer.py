@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
 from ..records import Json, refuse_existing, write_atomic
-from .archive import MOST_BYTES, MOST_JSON, MOST_TEXT, archived, extracted, read_files
+from .archive import MOST_BYTES, MOST_JSON, MOST_TEXT, archived, extracted, read_files, whole
 
 OCI = "oci:"
 KNOCK_S = 10.0
@@ -25,7 +25,7 @@ def push(path: Path, target: str, *, insecure: bool = False) -> str:
     HTTP with a registry.
     Raises: PackageRefused when it is no package; RunRefused when the target takes it not.
     """
-    content = archived(read_files(path))
+    content = archived(whole(read_files(path)))
     digest = hashlib.sha256(content).hexdigest()
     if target.startswith(OCI):
         _push_oci(content, target.removeprefix(OCI), insecure)
