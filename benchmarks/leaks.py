@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["run", "table"])
     parser.add_argument("--only", action="append")
+    parser.add_argument("--method", action="append", choices=[way[0] for way in WAYS])
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,6 +71,7 @@ def main() -> None:
     for name in SETS:
         for method, start in WAYS:
             wanted = not given.only or any(word in name for word in given.only)
+            wanted &= not given.method or method in given.method
             if wanted and (name, method, start) not in done:
                 row = measured(name, method, start, given.workers)
                 with RESULTS.open("a") as file:
