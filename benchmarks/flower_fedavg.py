@@ -7,7 +7,9 @@ Flower pins its dependencies hard, so it has an environment of its own. Its simu
 site as a client in a process of its own, and its strategy FedAvg (McMahan et al., AISTATS 2017)
 averages what they send; what a site does in a round is what hospitals.py does there. Rows go to
 results/hospitals.jsonl as "flower N", with the bytes of the arrays that Flower's messages carried.
-`--check` also says how far the weights are from those of the plain loop.
+`--check` also says how far the weights are from those of the plain loop: after one round they are
+the same to the last bit; later Flower adds replies as they arrive, and training spreads what that
+rounds otherwise.
 """
 
 import argparse

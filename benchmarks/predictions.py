@@ -176,7 +176,8 @@ def table() -> None:
         "# Predictions held against results",
         "",
         "Written by `python benchmarks/predictions.py table` from "
-        "`benchmarks/results/predictions.json`, whose head says how. The indicator was asked about "
+        "`benchmarks/results/predictions.json`, whose head says how. The indicator, fitted to "
+        f"{found['cases'][0]['lines'][0]['told']['n']} datasets, was asked about "
         "datasets that it never saw, before anything was distilled of them; then every method was, "
         "with the study's settings and one seed. Accuracy in percent: of the method that was "
         "promised the best result, told with its 80% interval, and reached; then how many of all "
