@@ -203,8 +203,8 @@ class Probe:
     def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
         """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
 
-        Blocks have one size, so that what is computed of an image does not depend on how many
-        others there are (for widths of which vector lanes leave no rest; else but for last bits).
+        Blocks have one size: what is computed of an image does not depend on how many others there
+        are (where widths leave vector lanes no rest; else but for last bits).
         """
         found = self.of_images(images, compute)
         if not bool(found.isfinite().all()):
@@ -306,7 +306,6 @@ def sketch(
     """Return the sketch of a real set, in one pass.
 
     `compiling` decides whether the networks are compiled (as `compute` says where it is None).
-
     Sources: the empirical characteristic function of random features, as in NCFM (arXiv
     2502.20653) and random Fourier features (Rahimi and Recht, NIPS 2007).
     Departures: frequencies are fixed and public, not trained, so that sketches add up.
