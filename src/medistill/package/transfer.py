@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
 from ..records import Json, refuse_existing, write_atomic
@@ -99,9 +100,12 @@ def _client(name: str, insecure: bool) -> tuple[Any, str]:
 def _knock(host: str, insecure: bool) -> None:
     """Ask whether anybody is there: the client itself would try for minutes.
 
+    Behind a proxy only that can tell.
     Raises: DataError.
     """
     place, _, port = host.partition(":")
+    if getproxies() and not proxy_bypass(place):
+        return
     try:
         number = int(port or (80 if insecure else 443))
         socket.create_connection((place, number), timeout=KNOCK_S).close()
