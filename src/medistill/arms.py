@@ -13,15 +13,15 @@ from torch import Tensor
 
 from . import __version__
 from .backbones import Backbone, Network, to_spec
-from .compute import BLOCK_PIXELS, GPU_BLOCK, PLAIN, Compute
+from .compute import PLAIN, Compute, whole_batches
 from .errors import RunRefused
 from .features import logits_of_set
 from .methods.base import choose
 from .metrics import evaluate_task, finite
 from .progress import progress
-from .records import Json, digest, from_record, read_json, state_digest, to_record, write_json
+from .records import Json, digest, from_record, kept, state_digest, to_record
 from .rng import Rng
-from .sets import Card, Recipe, Splits, SyntheticSet
+from .sets import Recipe, Splits, SyntheticSet
 from .train import (
     CPU,
     Drawable,
@@ -122,11 +122,6 @@ def full_arm(splits: Splits) -> Arm:
     return Arm("full", len(splits.train), "balanced", lambda seed: RealImages(splits.train, index))
 
 
-def together(batch: int, card: Card) -> int:
-    """Return how many students' batches, which go through whole, fill a GPU as one block does."""
-    return max(1, GPU_BLOCK * BLOCK_PIXELS // (batch * math.prod(card.shape)))
-
-
 def pays_together(device: torch.device) -> bool:
     """Say whether several students at once are faster than one after the other.
 
@@ -171,14 +166,7 @@ class Book:
         return self.cache / "baselines" / f"{self.arm.name}-{key[:24]}.json"
 
     def _cached(self, what: Json, make: Callable[[], Json]) -> Json:
-        path = self._path(what)
-        if path is not None and path.is_file():
-            found: Json = read_json(path)
-            return found
-        made = make()
-        if path is not None:
-            write_json(path, made)
-        return made
+        return kept(self._path(what), make)
 
     def tuned(self, rates: Sequence[float], advance: Callable[..., None]) -> Json:
         """Return the recipe that the pilots choose on the validation split, and the pilots."""
@@ -272,7 +260,7 @@ class Book:
         networks = [self._network(seed) for seed in seeds]
         if networks[0].mixes_images:
             return {}
-        size = together(by.batch, self.splits.train.card)
+        size = whole_batches(by.batch, self.splits.train.card.shape)
         for at in range(0, len(seeds) if size > 1 else 0, size):
             part = seeds[at : at + size]
             data = [self.arm.of_seed(seed) for seed in part]

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -113,6 +113,11 @@ def full_block(images: Tensor) -> int:
 def block_size(images: Tensor) -> int:
     """Return how many of these images go through a network at once."""
     return min(len(images), full_block(images))
+
+
+def whole_batches(batch: int, shape: Sequence[int]) -> int:
+    """Return how many batches of images of this shape, each whole, fill a GPU as one block does."""
+    return max(1, GPU_BLOCK * BLOCK_PIXELS // (batch * math.prod(shape)))
 
 
 def worth_compiling(mode: Mode, unit: Callable[[], object], times: float) -> bool:

@@ -74,7 +74,7 @@ class Evaluation:
         }
         record["gap_closed"] = {name: _plain(gap) if gap else None for name, gap in gaps.items()}
         return record | {
-            "worth": _finite(self.worth) if self.worth else None,
+            "worth": _finite(worth) if (worth := self.worth) else None,
             "curve": {str(size): _plain(found) for size, found in self.curve.items()},
             "recipes": self.recipes,
             "rows": self.rows,

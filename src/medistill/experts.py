@@ -1,6 +1,5 @@
 """Experts: networks trained on the real set, kept epoch by epoch, shared by all that match them."""
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .augment import Augmentation
 from .backbones import Backbone
-from .compute import BLOCK_PIXELS, GPU_BLOCK, Compute
+from .compute import Compute, whole_batches
 from .data.split import assign
 from .engine import Engine, Here
 from .errors import RunRefused
@@ -337,9 +336,8 @@ def _over(values: Tensor, tensor: Tensor) -> Tensor:
 
 def _groups(bank: Bank, wanted: Sequence[int]) -> list[list[int]]:
     """Deal experts that have not begun into groups that train at once; others go on alone."""
-    pixels = bank.training.batch * math.prod(bank.real.card.shape)
-    room = GPU_BLOCK * BLOCK_PIXELS // pixels  # of their batches, which go through whole
-    size = max(1, min(TOGETHER, room)) if bank.real.device.type != "cpu" else 1
+    room = whole_batches(bank.training.batch, bank.real.card.shape)
+    size = min(TOGETHER, room) if bank.real.device.type != "cpu" else 1
     begun = [k for k in wanted if (path := bank.path(k)) is not None and path.is_file()]
     fresh = [k for k in wanted if k not in begun]
     return [[k] for k in begun] + [fresh[k : k + size] for k in range(0, len(fresh), size)]

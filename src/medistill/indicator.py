@@ -152,6 +152,10 @@ class Indicator:
     report: Json
     about: str
 
+    def measured(self) -> dict[str, Json]:
+        """Return what was measured of each source."""
+        return {one.source: one.measured for one in self.examples}
+
     def methods(self) -> list[str]:
         """Return the methods that the examples know, baselines left out."""
         return methods_of(self.examples)

@@ -191,6 +191,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def kept(path: Path | None, make: Callable[[], Json]) -> Json:
+    """Return the record of a file, made and written first where it is not there yet.
+
+    Without a path it is made each time, and written nowhere.
+    """
+    if path is not None and path.is_file():
+        found: Json = read_json(path)
+        return found
+    made = make()
+    if path is not None:
+        write_json(path, made)
+    return made
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented for people, atomically."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

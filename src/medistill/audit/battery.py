@@ -26,6 +26,7 @@ from ..records import (
     Json,
     digest,
     from_record,
+    kept,
     read_json,
     to_record,
     write_atomic,
@@ -314,13 +315,11 @@ def _control_of(
         "version": __version__,
     }
     path = cache / "controls" / f"{digest(what)[:24]}.json" if cache else None
-    if path is not None and path.is_file():
-        held: Json = read_json(path)
-        return held
-    made = _leaks(pool, shadows(pool, way, models=models, seed=seed, engine=engine))
-    if path is not None:
-        write_json(path, made)
-    return made
+
+    def make() -> Json:
+        return _leaks(pool, shadows(pool, way, models=models, seed=seed, engine=engine))
+
+    return kept(path, make)
 
 
 def _claimed(guarantee: Guarantee | None) -> float | None:

@@ -26,8 +26,10 @@ from .common import (
     whole_numbers,
 )
 
-ARMS = ("synthetic", "random", "full")
-SHOWN = ("protocol", "students", "seeds", *ARMS, "gap_closed", "worth", "curve")
+SHOWN = (
+    *("protocol", "students", "seeds", "synthetic", "random", "full"),
+    *("gap_closed", "worth", "curve"),
+)
 Curve = Annotated[
     str,
     typer.Option(

@@ -213,8 +213,7 @@ def restore(
     from ..tabulate import read_rows, records_of
 
     said, folder = read_study(study), Folder(out)
-    examples = load_indicator(indicator).examples if indicator else ()
-    measured = {one.source: one.measured for one in examples}
+    measured = load_indicator(indicator).measured() if indicator else {}
     try:
         records = records_of(said, read_rows(rows.read_text(encoding="utf-8")), measured)
     except (OSError, ValueError, KeyError, TypeError) as error:

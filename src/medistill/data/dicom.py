@@ -103,10 +103,9 @@ def load(source: Source, where: Where) -> Splits:
         raise DataError(f"{top}: found no series of {least} slices or more; expected some")
     names = _names(source, series, top)
     items = [
-        Item(name, patient=one.headers[0].patient or one.headers[0].series, sure=known)
+        Item(name, patient=first.patient or first.series, sure=bool(first.patient))
         for one, name in zip(series, names, strict=True)
-        for known in (bool(one.headers[0].patient),)
-        for _ in range(one.count)
+        for first in [one.headers[0]] * one.count
     ]
     return _splits(items, series, rule, top, source, where)
 

@@ -11,6 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, extra
 from ..records import Json, refuse_existing, write_atomic
 from .archive import MOST_BYTES, MOST_JSON, MOST_TEXT, archived, extracted, read_files, whole
+from .strict import parsed
 
 OCI = "oci:"
 KNOCK_S = 10.0
@@ -143,7 +144,7 @@ def _pull_oci(name: str, insecure: bool) -> bytes:
         digest = str(layers[0]["digest"])
         with client.get_blob(client.get_container(target), digest, stream=True) as response:
             response.raise_for_status()
-            content = _limited(response.iter_content(1 << 20))
+            content = _small(_begun(response.iter_content(1 << 20), MOST))
     except PackageRefused:
         raise
     except Exception as error:  # of oras, of requests and of what a registry may answer
@@ -157,29 +158,24 @@ def _pull_oci(name: str, insecure: bool) -> bytes:
 
 def _manifest(client: Any, target: str) -> Json:
     """Return the manifest of a target, of which no more than its most is ever read."""
-    from .strict import parsed
-
     container = client.get_container(target)
     client.auth.load_configs(container)
     address = f"{client.prefix}://{container.manifest_url()}"
     headers = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
     with client.do_request(address, "GET", headers=headers, stream=True) as response:
         response.raise_for_status()
-        found = bytearray()
-        for part in response.iter_content(1 << 16):
-            found += part
-            if len(found) > MOST_JSON:
-                break
-    return parsed(bytes(found), "the registry's manifest", MOST_JSON)
+        content = _begun(response.iter_content(1 << 16), MOST_JSON)
+    return parsed(content, "the registry's manifest", MOST_JSON)
 
 
-def _limited(parts: Iterable[bytes]) -> bytes:
+def _begun(parts: Iterable[bytes], most: int) -> bytes:
+    """Return what parts hold, up to the one in which they become more than the most."""
     found = bytearray()
     for part in parts:
         found += part
-        if len(found) > MOST:
+        if len(found) > most:
             break
-    return _small(bytes(found))
+    return bytes(found)
 
 
 def _first_line(error: Exception) -> str:

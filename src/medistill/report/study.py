@@ -83,9 +83,8 @@ def opened(folder: Folder) -> Opened:
 
 def reopened(study: Study, rows: Sequence[Row], indicator: Indicator) -> Opened:
     """Return a study as its rows and its indicator tell it, where its folder is not at hand."""
-    measured = {one.source: one.measured for one in indicator.examples}
     book, examples = Book(rows, study.budgets), list(indicator.examples)
-    return Opened(study, [], book, measured, examples, indicator.chosen)
+    return Opened(study, [], book, indicator.measured(), examples, indicator.chosen)
 
 
 def study_report(path: Path, out: Path) -> None:
