@@ -239,7 +239,7 @@ def measure(cell: tuple[str, str, str, int, int], splits: Splits, cache: Path) -
 
 def is_done(cell: tuple[str, str, str, int, int]) -> bool:
     """Return whether the cell has a row, and that of the steps that it now makes."""
-    dataset, name, start, ipc, seed = cell
+    dataset, name, _start, ipc, _seed = cell
     steps = steps_of(name, dataset, ipc)
     return any(
         (row["dataset"], row["method"], row["start"], row["ipc"], row["seed"]) == cell

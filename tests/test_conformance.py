@@ -38,18 +38,37 @@ SHORT = {
 }
 
 
-def short(kind: type[Method]) -> Callable[[], Method]:
+# Where a set must teach something: enough networks and steps, and rates for images of 8 pixels.
+TELLING = SHORT | {
+    "iterations": 40,
+    "networks": 4,
+    "frequencies": 256,
+    "student_steps": 5,
+    "lr_expert": 0.02,
+}
+TRAJECTORIES = {"iterations": 12, "lr_images": 0.5}
+
+
+def short(kind: type[Method], settings: dict[str, float] = SHORT) -> Callable[[], Method]:
     """Return a function that makes a method with few iterations."""
     fields = {field.name for field in dataclasses.fields(kind)}
     if "last_grown" in fields:
         fields.remove("max_start")  # has a window of its own
-    return lambda: kind(**{name: value for name, value in SHORT.items() if name in fields})
+    return lambda: kind(**{name: value for name, value in settings.items() if name in fields})
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
 def test_every_method_passes(kind: type[Method], check: Check) -> None:
-    check(short(kind))
+    settings = SHORT
+    if check is conformance.check_beats_random:
+        settings = TELLING | (TRAJECTORIES if hasattr(kind, "student_steps") else {})
+    check(short(kind, settings))
+
+
+def test_the_published_methods_of_distillation_declare_that_they_beat_random_images() -> None:
+    silent = {kind.name for kind in METHODS if not kind.beats_random}
+    assert silent == {"random", "herding", "kcenter", "dp_merf"}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -193,6 +212,13 @@ class CountsNothing(ToMean):
         return {**after, "step": state["step"]}, log
 
 
+class TeachesNothing(ToMean):
+    """Ends in the noise it began with."""
+
+    def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
+        return super().finish(self.init(task, rng), task, rng)
+
+
 class Undocumented(ToMean):
     """Pull images to the mean of their class."""
 
@@ -231,6 +257,7 @@ class Thawed(Method):
         (MovesRealPixels, conformance.check_real_set),
         (TakesRealImages, conformance.check_origin),
         (WalksUphill, conformance.check_loss_falls),
+        (TeachesNothing, conformance.check_beats_random),
         (NotFinite, conformance.check_shapes),
         (WrongLabels, conformance.check_shapes),
         (GrayOnly, conformance.check_channels),

@@ -15,11 +15,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from . import model
 from .backbones import ConvNet
 from .budget import Budget
 from .distill import distill
 from .errors import RunRefused, UsageError
 from .methods import Method, Task
+from .methods.random import Random
+from .metrics import score
 from .prepare import prepared
 from .records import State, from_record, load_state, save_state, to_record
 from .rng import Rng
@@ -31,6 +34,7 @@ IPC = 2
 STEPS = 4  # of a run in most checks
 LONG = 24  # steps after which the loss must be lower
 MOST_LINES = 200
+SEEDS = range(6)  # of sets that are compared with as many of random images
 
 
 def check_method(make: Make) -> None:
@@ -62,6 +66,18 @@ def toy(
         labels = torch.nn.functional.one_hot(labels, len(counts))
         labels[::3] |= labels[::3].roll(1, 1)
     card = Card("toy", kind, tuple(f"class {c}" for c in range(len(counts))), channels, (8, 8))
+    part = RealSet(images.to(torch.uint8), labels, card)
+    return with_statistics(Splits(part, part, part)).train
+
+
+def noisy(seed: int, per_class: int) -> RealSet:
+    """Return a real set of 8x8 images of three classes: faint bands under strong noise."""
+    generator = Rng(seed).at("noisy")
+    labels = torch.arange(3).repeat_interleave(per_class)
+    images = torch.randint(0, 220, (len(labels), 1, 8, 8), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 2 * label : 2 * label + 2] += 30
+    card = Card("noisy", "multi-class", ("top", "middle", "bottom"), 1, (8, 8))
     part = RealSet(images.to(torch.uint8), labels, card)
     return with_statistics(Splits(part, part, part)).train
 
@@ -233,6 +249,25 @@ def check_loss_falls(make: Make) -> None:
     _require(after < before, f"the loss went from {before:.4g} to {after:.4g}; expected it to fall")
 
 
+def check_beats_random(make: Make) -> None:
+    """Where it is declared, one image per class teaches more than one random real image does.
+
+    Images are so noisy that one of a class says little. Six sets of either kind, from six seeds,
+    each teach a student of their own; the lower end of the interval of the mean difference in
+    accuracy on other images must be above nought.
+    """
+    if not make().beats_random:
+        return
+    own, base = (_accuracies(maker) for maker in (make, Random))
+    gain = score([a - b for a, b in zip(own, base, strict=True)])
+    assert gain.low is not None
+    _require(
+        gain.low > 0,
+        f"found a gain of {gain.mean:+.2f} in accuracy over random images, {gain.low:+.2f} at the "
+        "interval's lower end; expected more than nought, or beats_random = False",
+    )
+
+
 def check_documented(make: Make) -> None:
     """The docstring names its source with the paper's number, and every departure from it."""
     method = make()
@@ -263,6 +298,7 @@ CHECKS: tuple[Check, ...] = (
     check_no_other_split,
     check_origin,
     check_loss_falls,
+    check_beats_random,
     check_documented,
     check_short,
 )
@@ -280,6 +316,19 @@ def _raises(kind: type[Exception], call: Callable[[], object]) -> bool:
     except kind:
         return True
     return False
+
+
+def _accuracies(make: Make) -> list[float]:
+    """Return the accuracy of a student of each of six sets of one noisy image per class."""
+    task = Task(noisy(0, per_class=24), Budget(ipc=1), ConvNet(depth=1, width=8))
+    test, found = noisy(1, per_class=60), []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in SEEDS:
+            made = distill(make(), task, seed=seed, cache=Path(folder))
+            recipe = dataclasses.replace(made.recipe, steps=60, stop=60)
+            network = model.train(made, recipe, seed=seed)
+            found.append(model.test(network, test, recipe, made.card)["accuracy"])
+    return found
 
 
 def _check_run(method: Method, task: Task) -> None:

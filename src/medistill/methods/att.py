@@ -23,6 +23,7 @@ class ATT(MTT):
 
     name: ClassVar[str] = "att"
     paper: ClassVar[str] = "arXiv 2407.14245"
+    beats_random: ClassVar[bool] = True
 
     def compare(self, thetas: Sequence[Tensor], path: Path, state: State) -> Compared:
         """Compare where the student is nearest; later steps get no gradient."""

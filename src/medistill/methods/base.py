@@ -106,6 +106,7 @@ class Method(ABC):
     tasks: ClassVar[tuple[TaskKind, ...]] = ("binary", "multi-class", "ordinal")
     from_sketch: ClassVar[bool] = False  # True where a sketch is enough
     own_files: ClassVar[bool] = False  # True where `prepare` keeps files of its own in task.store
+    beats_random: ClassVar[bool] = False  # True where `conformance` is to hold it to that
     start: Start
 
     @abstractmethod

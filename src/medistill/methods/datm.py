@@ -52,6 +52,7 @@ class DATM(AlongFlatExperts):
     skip_above: float = 0.0
     name: ClassVar[str] = "datm"
     paper: ClassVar[str] = "arXiv 2310.05773"
+    beats_random: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
         """Refuse a start epoch that this method would not look at."""

@@ -21,6 +21,7 @@ class DC(GradientMatching):
 
     name: ClassVar[str] = "dc"
     paper: ClassVar[str] = "arXiv 2006.05929"
+    beats_random: ClassVar[bool] = True
 
     def as_in_paper(self, task: Task) -> "DC":
         """Start from noise."""

@@ -47,6 +47,7 @@ class DM(Method):
     start: Start = "noise"
     name: ClassVar[str] = "dm"
     paper: ClassVar[str] = "arXiv 2110.04181"
+    beats_random: ClassVar[bool] = True
     tasks: ClassVar[tuple[TaskKind, ...]] = get_args(TaskKind)
 
     def steps(self, task: Task) -> int:

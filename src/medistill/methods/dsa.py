@@ -21,6 +21,7 @@ class DSA(GradientMatching):
 
     name: ClassVar[str] = "dsa"
     paper: ClassVar[str] = "arXiv 2102.08259"
+    beats_random: ClassVar[bool] = True
 
     def as_in_paper(self, task: Task) -> "DSA":
         """Start from real images."""

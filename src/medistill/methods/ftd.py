@@ -26,6 +26,7 @@ class FTD(MTT, AlongFlatExperts):
     average: float = 0.999
     name: ClassVar[str] = "ftd"
     paper: ClassVar[str] = "arXiv 2211.11004"
+    beats_random: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
         """Refuse an average that would never move."""

@@ -39,6 +39,7 @@ class HoPTM(AlongFlatExperts):
     shape: float = 0.5
     name: ClassVar[str] = "hop_tm"
     paper: ClassVar[str] = "arXiv 2509.24177"
+    beats_random: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
         """Refuse a stretch of one epoch, which has no middle and so no shape."""

@@ -45,6 +45,7 @@ class MTT(TrajectoryMatching):
 
     name: ClassVar[str] = "mtt"
     paper: ClassVar[str] = "arXiv 2203.11932"
+    beats_random: ClassVar[bool] = True
 
     def as_in_paper(self, task: Task) -> Self:
         """Set what the paper has for CIFAR-10 at the nearest number of images per class."""

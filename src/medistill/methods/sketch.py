@@ -72,6 +72,7 @@ class FromSketch(Sketched):
     start: Start = "noise"
     name: ClassVar[str] = "sketch"
     paper: ClassVar[str] = "ours"
+    beats_random: ClassVar[bool] = True
 
     def steps(self, task: Task) -> int:
         """Return the iterations."""

@@ -36,6 +36,7 @@ class TESLA(MTT):
     teacher_labels: bool = False
     name: ClassVar[str] = "tesla"
     paper: ClassVar[str] = "arXiv 2211.10586"
+    beats_random: ClassVar[bool] = True
 
     def as_in_paper(self, task: Task) -> Self:
         """Set what the paper has for CIFAR-10, real start and labels of the experts."""
