@@ -23,19 +23,22 @@ from medistill.audit import (
     curve_of,
     exact_interval,
     lower_bound,
+    membership,
     one_run,
     worst_patient,
 )
 from medistill.audit.attributes import attributes, subgroups
-from medistill.audit.battery import _seen_by, verdict
+from medistill.audit.battery import _seen_by
 from medistill.audit.copies import chance_of
 from medistill.audit.curves import _Ranked, clustered
+from medistill.audit.facts import facts_of
 from medistill.audit.mechanism import once
 from medistill.audit.membership import (
     Pool,
     Shadows,
     Way,
     _copied,
+    ask,
     attack,
     coins,
     nothing_to_find,
@@ -45,7 +48,9 @@ from medistill.audit.membership import (
 from medistill.audit.one_run import p_value
 from medistill.audit.reconstruction import recovered
 from medistill.audit.signals import calibrated, lira, nearness, rmia, sureness
-from medistill.backbones import ConvNet
+from medistill.audit.verdict import verdict
+from medistill.augment import Augmentation
+from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
 from medistill.cli import app
 from medistill.data import load
@@ -53,15 +58,19 @@ from medistill.distill import distill
 from medistill.engine import Here
 from medistill.errors import DataError, UsageError
 from medistill.features import logits_of_set
+from medistill.ledger import Ledger
 from medistill.methods import Task
 from medistill.methods.base import recipe_of
 from medistill.methods.dm import DM
 from medistill.methods.random import Random
+from medistill.methods.sketch import FromSketch
 from medistill.model import train
-from medistill.privacy import Guarantee, attacker, noise_of
-from medistill.records import read_json
+from medistill.privacy import Guarantee, attacker, bound_of, composed, noise_of
+from medistill.private_sketch import released
+from medistill.records import read_json, to_record
 from medistill.report.officer import officer
-from medistill.sets import RealSet
+from medistill.sets import RealSet, SyntheticSet, normalized_by
+from medistill.sketch import SketchSpec
 
 DELTA = 1e-5
 
@@ -314,10 +323,10 @@ def gen(seed: int) -> torch.Generator:
 
 
 def test_coins_are_fair_and_independent() -> None:
-    inside = coins(400, 50)
+    inside = coins(torch.arange(400), 50)
     assert inside.mean() == pytest.approx(0.5, abs=0.02)
     assert np.abs(np.corrcoef(inside)[~np.eye(50, dtype=bool)]).max() < 0.25
-    assert not np.array_equal(coins(400, 50, seed=1), inside)
+    assert not np.array_equal(coins(torch.arange(400), 50, seed=1), inside)
 
 
 def test_canaries_have_a_wrong_label_and_others_their_own() -> None:
@@ -330,6 +339,99 @@ def test_canaries_have_a_wrong_label_and_others_their_own() -> None:
         assert (whole[image.numpy().tobytes()] != int(label)) == bool(canary)
     with pytest.raises(UsageError):
         pool_of(SPLITS.train, SPLITS.val, images=1000, canaries=1)
+
+
+def of_patients(real: RealSet, each: int) -> RealSet:
+    """Return a set in which every patient has so many images, in no order."""
+    groups = (torch.arange(len(real)) // each)[torch.randperm(len(real), generator=gen(1))] * 7
+    return RealSet(real.images, real.labels, dataclasses.replace(real.card, patients=True), groups)
+
+
+def test_a_patients_images_are_in_or_out_and_asked_about_together() -> None:
+    real = of_patients(SPLITS.train, 3)
+    pool = pool_of(real, SPLITS.val, images=60, canaries=14)
+    groups = pool.real.groups
+    assert groups is not None
+    assert len(pool.first) == 20
+    inside = coins(pool.units, 12)
+    for group in groups.unique():
+        own = (groups == group).numpy()
+        assert len(set(pool.units[own].tolist())) == 1
+        assert len(set(pool.canaries[own].tolist())) == 1
+        assert all(len(set(row.tolist())) == 1 for row in inside[:, own])
+    assert int(pool.canaries.sum()) == 15  # five patients, for four and two thirds
+    scores = np.random.default_rng(0).normal(size=(12, 60))
+    scores[3, :2] = np.nan
+    scores[4, pool.units.numpy() == 1] = np.nan
+    found = pool.by_unit(scores)
+    for unit, first in enumerate(pool.first):
+        own = groups.numpy() == int(groups[first])
+        for model in range(12):
+            known = [x for x in scores[model, own] if not np.isnan(x)]
+            wanted = np.mean(known) if known else np.nan
+            assert found[model, unit] == pytest.approx(wanted, nan_ok=True)
+    near = scores.copy()
+    held = Shadows(inside, np.zeros((12, 60 + len(SPLITS.val))), near)
+    (leak,) = attack(pool, held, ("set",))
+    assert leak.natural is not None
+    assert leak.natural.found[0].members + leak.natural.found[0].others <= 12 * 15
+
+
+def test_where_each_image_is_a_patient_nothing_is_drawn_otherwise() -> None:
+    alone = pool_of(SPLITS.train, SPLITS.val, images=40, canaries=10)
+    named = pool_of(of_patients(SPLITS.train, 1), SPLITS.val, images=40, canaries=10)
+    assert torch.equal(alone.units, torch.arange(40))
+    assert len(named.first) == 40
+    scores = np.arange(80.0).reshape(2, 40)
+    assert np.array_equal(alone.by_unit(scores), scores)
+
+
+def test_a_release_within_the_audit_protects_the_unit_that_was_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(real: RealSet, units: torch.Tensor, *rest: Any) -> Any:
+        seen.append(units)
+        return released(real, units, *rest)
+
+    monkeypatch.setattr(membership, "released", spy)
+    card = normalized_by(SPLITS.train.card, [0.5], [0.25])
+    plain = RealSet(SPLITS.train.images, SPLITS.train.labels, card)
+    pool = pool_of(of_patients(plain, 2), SPLITS.val, images=60, canaries=12)
+    spec = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=1, frequencies=4)
+    coin = torch.from_numpy(coins(pool.units, 1)[0])
+    for unit in ("patient", "image"):
+        way = Way(
+            FromSketch(networks=1, frequencies=4, iterations=2),
+            *(Budget(ipc=1), SMALL),
+            student_steps=2,
+            spec=spec,
+            guarantee=dataclasses.replace(promise(8.0), unit=unit, bound=bound_of(1)),  # type: ignore[arg-type]
+        )
+        ask(pool, way, (coin, 0))
+    by_patient, by_image = seen
+    assert len(by_patient.unique()) * 2 == len(by_image.unique()) == int(coin.sum())
+
+
+def test_facts_tell_what_shares_and_a_learned_rate_give_away(tmp_path: Path) -> None:
+    def facts(*words: str) -> dict[str, Any]:
+        run = tmp_path / str(len(list(tmp_path.iterdir())))
+        base = ["distill", "vary:(phantom:n=120,size=16);imbalance=10", "--backbone", "convnet-2-8"]
+        made = CliRunner().invoke(app, [*base, "--steps", "1", *words, "--out", str(run)])
+        assert made.exit_code == 0, made.output
+        synthetic = SyntheticSet.load(run / "synthetic.safetensors")
+        return {one.kind: one for one in facts_of(synthetic, read_json(run / "run.json"))}
+
+    shared = facts("--images", "11", "--budget", "proportional")["class sizes"]
+    assert (shared.weight, "follow the sizes" in shared.text) == ("some", True)
+    whole = facts("--ipc", "10", "--small", "whole")["class sizes"]
+    assert (whole.weight, "as many images of nodule" in whole.text) == ("high", True)
+    even = facts("--ipc", "2", "--small", "whole")
+    assert even["class sizes"].weight == "none"
+    assert even["recipe"].weight == "none"
+    taught = facts("--ipc", "2", "--method", "mtt", "--experts", "1", "--max-start", "1")["recipe"]
+    assert (taught.weight, "was learned from networks" in taught.text) == ("some", True)
 
 
 def pixels(real: RealSet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -437,6 +539,8 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     assert {fact["kind"]: fact["weight"] for fact in record["facts"]} == {
         "start": "none",
         "labels": "none",
+        "class sizes": "none",
+        "recipe": "none",
         "normalization": "some",
         "digest": "some",
         "guarantee": "some",
@@ -464,7 +568,8 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
         said = unescape(" ".join(cell.strip("#- ").split()))
         assert cell.startswith(("# ", "Evidence")) or said in shown, said
     short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
-    assert "left out: membership: a model and its control take" in short.stdout
+    for part in ("reconstruction, subgroups and attributes", "mechanism", "membership"):
+        assert f"left out: {part}: the minutes were over before; give --budget" in short.stdout
     few = CliRunner().invoke(app, [*words[:4], "--images", "19"])
     assert few.exit_code == 2
     assert "found 19 training images" in few.stderr
@@ -477,9 +582,9 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
 def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "--method", "random")
     splits = load("phantom:n=120,size=16")
-    record = audit_run(run, splits, minutes=0.001)
+    record = audit_run(run, splits, models=4, images=60, student_steps=10)
     assert record["verdict"]["leaks"] is True
-    assert record["verdict"]["reasons"] == [
+    assert record["verdict"]["reasons"][:3] == [
         "copies in pixels",
         "copies in features",
         "images lead back to the real ones they started from",
@@ -497,12 +602,32 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     words = ["sketch", "phantom:n=120,size=16", "--backbone", "convnet-2-8", "--networks", "2"]
     words += ["--frequencies", "4", "--epsilon", "20", "--unit", "image", "--mean", "0.5"]
     words += ["--std", "0.25", "--out", str(tmp_path / "a.sketch")]
+    ledger = Ledger(tmp_path / "ledger.json")
+    words += ["--ledger", str(ledger.path)]
     assert CliRunner().invoke(app, words).exit_code == 0
     made = ["distill", str(tmp_path / "a.sketch"), "--ipc", "1", "--steps", "5"]
     assert CliRunner().invoke(app, [*made, "--out", str(tmp_path / "run")]).exit_code == 0
     record = audit_run(tmp_path / "run", SPLITS, models=4, images=60, student_steps=10)
     assert record["one_run"]["delta"] == DELTA
     told = officer(tmp_path / "run")
+    assert "in the ledger" not in told  # what leaves the house
+    page = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "all.md"), "--ledger"]
+    assert CliRunner().invoke(app, [*page, str(ledger.path)]).exit_code == 0
+    assert "It is the only release of phantom" in (tmp_path / "all.md").read_text()
+    again = [str(tmp_path / "b.sketch") if word.endswith("a.sketch") else word for word in words]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    total = composed([1 / one.noise for one in ledger.releases()], DELTA)
+    assert CliRunner().invoke(app, [*page, str(ledger.path)]).exit_code == 0
+    shown = (tmp_path / "all.md").read_text()
+    assert f"in the ledger together: epsilon {total:.2f} at delta 1e-05." in shown
+    assert 20 < total < 40
+    html = [*page[:3], str(tmp_path / "all.html"), "--ledger", str(ledger.path)]
+    assert CliRunner().invoke(app, html).exit_code == 0
+    assert f"together: epsilon {total:.2f}" in visible((tmp_path / "all.html").read_text())
+    other = CliRunner().invoke(app, [*page, str(tmp_path / "none.json")])
+    assert other.exit_code == 0
+    missing = f"does not hold {ledger.releases()[0].receipt}"
+    assert missing in (tmp_path / "all.md").read_text()
     gain = attacker(20.0, DELTA)
     assert f"finds a member {100 * gain['tpr_at_0.01']:.1f} times in 100 at most" in told
     assert "a patient with several images is protected less" in told

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from ..model import train
 from ..pictures import png, sheet
 from ..pixels import denormalize
 from ..prepare import prepared
-from ..privacy import Guarantee
+from ..privacy import Guarantee, Unit
 from ..progress import hushed
 from ..records import (
     Json,
@@ -38,7 +40,7 @@ from ..sketch import SketchSpec
 from ..train import CPU, RealImages, fit
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
-from .curves import LEVEL, RATES
+from .curves import LEVEL
 from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
@@ -57,17 +59,16 @@ from .membership import (
 )
 from .one_run import one_run
 from .reconstruction import recovered
+from .verdict import verdict
 
 FORMAT = "medistill audit 1"
 HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
-POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 MOST_MODELS = 64
 FEWEST_IMAGES = 40
+LATE = "the minutes were over before; give --budget more"
 AREAS = 2 * len(ATTACKS)  # that are looked at together: of each attack, for two kinds of images
-COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
-RATE = RATES[-1]
 CONTROL_STEPS = 400  # until copies are known by heart
 
 
@@ -89,7 +90,8 @@ def audit_run(
 
     Members are training images, others those of the validation split; the test split is not read.
     `models` times the whole way is gone again, each on images drawn by coins; unless given, as many
-    as the minutes allow. What they do not allow is named in `left_out`. There is no verdict on
+    as the minutes allow. What they do not allow is named in `left_out`; only copies are looked for
+    whatever they say. There is no verdict on
     membership without both controls: copies of real images, which must be found, and members drawn
     anew, of whom nothing can be found.
     `control_steps` is the least length of the positive control's students: the longer, the surer
@@ -113,12 +115,12 @@ def audit_run(
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["data"] = _counted(splits.train)
     record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
-    found = copies(made, splits.train, splits.val, seed=seed)
-    write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
-    record["copies"] = [_copies_record(one) for one in found]
+    record["copies"] = _copied(folder, made, splits, seed)
     left: list[str] = []
-    record |= _of_the_set(made, run, splits, plain, cache, left)
-    record |= _of_the_release(run, left)
+    of_the_set = partial(_of_the_set, made, run, splits, plain, cache, left)
+    parts = {"reconstruction, subgroups and attributes": of_the_set}
+    parts["mechanism"] = partial(_of_the_release, run, left)
+    record |= _in_time(parts, begin + 60 * minutes, left)
     pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
     way = way_of(run, student_steps, compute)
     control = _copying(way, control_steps)
@@ -130,6 +132,17 @@ def audit_run(
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
     return record
+
+
+def _in_time(parts: Mapping[str, Callable[[], Json]], end: float, left: list[str]) -> Json:
+    """Return what the parts tell that begin before the end; the others are named in `left`."""
+    told: Json = {"subgroups": [], "attributes": []}
+    for what, look in parts.items():
+        if time.monotonic() < end:
+            told |= look()
+        else:
+            left.append(f"{what}: {LATE}")
+    return told
 
 
 def _seen_by(made: SyntheticSet, splits: Splits) -> Splits:
@@ -242,11 +255,14 @@ def _affordable(
 
     Unless they are told, the way and its control are gone once each to see how long they take.
     """
-    coin, way = torch.from_numpy(coins(len(pool.real), 1)[0]), ways[0]
+    coin, way = torch.from_numpy(coins(pool.units, 1)[0]), ways[0]
     try:
+        Task(pool.real.take(coin.nonzero().flatten()), way.budget, way.backbone)
         if models is not None:
-            Task(pool.real.take(coin.nonzero().flatten()), way.budget, way.backbone)
             return models
+        if seconds <= 0:
+            left.append(f"membership: {LATE}")
+            return 0
         begin = time.monotonic()
         with hushed():
             for one in ways:
@@ -283,18 +299,21 @@ def _membership(
     way = ways[0]
     own = shadows(pool, way, models=models, seed=seed, engine=engine)
     nothing = nothing_to_find(pool, own, seed)
-    marked = pool.canaries.numpy()
+    marked, inside = pool.canaries.numpy()[pool.first], own.inside[0][pool.first]
+    sure = pool.by_unit(own.signals[:1, : len(pool.real)])[0]
     guesses = int(marked.sum()) // 4 * 2
     delta = way.guarantee.delta if way.guarantee else 0.0
-    bound = one_run(own.signals[0, : len(marked)][marked], own.inside[0][marked], guesses, delta)
+    bound = one_run(sure[marked], inside[marked], guesses, delta)
     return {
         "models": models,
-        "images": len(marked),
+        "images": len(pool.real),
+        "unit": _unit(pool),
+        "units": len(marked),
         "canaries": int(marked.sum()),
         "membership": _leaks(pool, own),
         "positive_control": _control_of(pool, ways[1], models, seed + 1, engine, cache),
         "negative_control": _leaks(pool, nothing),
-        "one_run": dataclasses.asdict(bound) | {"claimed": _claimed(way.guarantee)},
+        "one_run": dataclasses.asdict(bound) | {"claimed": _claimed(pool, way.guarantee)},
     }
 
 
@@ -304,6 +323,7 @@ def _control_of(
     """Return what the attacks find of copies, from the cache where that was asked before."""
     what = {
         "pool": pool.real.digest,
+        "units": len(pool.first),
         "others": pool.outside.digest,
         "card": to_record(pool.real.card),
         "backbone": to_spec(way.backbone),
@@ -322,9 +342,14 @@ def _control_of(
     return kept(path, make)
 
 
-def _claimed(guarantee: Guarantee | None) -> float | None:
-    """Return the epsilon that is promised for an image, if one is."""
-    return guarantee.epsilon if guarantee and guarantee.unit == "image" else None
+def _unit(pool: Pool) -> Unit:
+    """Return who is in or out as one."""
+    return "patient" if pool.real.card.patients and pool.real.groups is not None else "image"
+
+
+def _claimed(pool: Pool, guarantee: Guarantee | None) -> float | None:
+    """Return the epsilon that is promised for who was asked about, if one is."""
+    return guarantee.epsilon if guarantee and guarantee.unit == _unit(pool) else None
 
 
 def _leaks(pool: Pool, held: Shadows) -> Json:
@@ -336,51 +361,15 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
     return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
 
 
-def verdict(record: Json) -> Json:
-    """Say what was found, and whether the controls allow to say it.
-
-    A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
-    release that breaks its promise. Its absence is said only of these attacks, and only where the
-    positive control was found, by an attack on the student and in the set itself, and the negative
-    one was not.
-    """
-    members: list[str] = []
-    reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
-    if record.get("reconstruction", {}).get("failed"):
-        reasons.append("images lead back to the real ones they started from")
-    for one in record.get("attributes", []):
-        if one["low"] > 0:
-            reasons.append(f"{one['name']} is guessed better of members")
-    if record.get("mechanism", {}).get("broken"):
-        reasons.append("the release breaks its promise")
-    if "membership" not in record:
-        return {"leaks": bool(reasons), "reasons": reasons, "membership": "not asked"}
-    control = record["positive_control"]
-    seen = [curve for name in ("lira", "rmia") for curve in control[name].values()]
-    given = [one for curve in control["set"].values() for one in curve["found"]]
-    copied = all(one["tpr"] >= COPIED for one in given if one["rate"] == RATE)
-    nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
-    positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
-    negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
-    for name, one in record["membership"].items():
-        for side, curve in one.items():
-            if curve["auc_low"] > 0.5 and negative:
-                members.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
-    told = record["one_run"].get("claimed")
-    if told is not None and record["one_run"]["lower"] > told:
-        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {told:g}")
-    valid = "valid"
-    if not negative:
-        valid = "no verdict: the negative control was found"
-    elif not positive and not members:
-        valid = "no verdict: the positive control was not found, so finding nothing means nothing"
-    reasons += members
-    return {"leaks": bool(reasons), "reasons": reasons, "membership": valid}
-
-
-def _copies_record(found: Copies) -> Json:
-    record = dataclasses.asdict(found) | {"failed": found.failed}
-    return record | {"nearest": record["nearest"][:SHOWN]}
+def _copied(folder: Path, made: SyntheticSet, splits: Splits, seed: int) -> list[Json]:
+    """Return what was found of copies, and write the gallery of the nearest."""
+    found = copies(made, splits.train, splits.val, seed=seed)
+    write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))
+    told = []
+    for one in found:
+        record = dataclasses.asdict(one) | {"failed": one.failed}
+        told.append(record | {"nearest": record["nearest"][:SHOWN]})
+    return told
 
 
 def _gallery(made: SyntheticSet, found: Copies, members: RealSet) -> bytes:

@@ -19,9 +19,9 @@ class Fact:
 
 
 def facts_of(made: SyntheticSet, run: Json) -> list[Fact]:
-    """Return what is known of a set's start, labels, normalization, recipe and guarantee."""
+    """Return what is known of a set's start, labels, shares, recipe and guarantee."""
     held = (run.get("sketch") or {}).get("privacy")
-    facts = [_start(made), _labels(made)]
+    facts = [_start(made), _labels(made), _shares(made, run, bool(held)), _rate(made, run)]
     if made.card.normalization == GIVEN:
         facts.append(Fact("normalization", "none", "mean and std were given, not taken from data"))
     else:
@@ -70,3 +70,29 @@ def _labels(made: SyntheticSet) -> Fact:
     return Fact(
         "labels", "some", "labels are soft: they carry what a model trained on patients thinks"
     )
+
+
+def _shares(made: SyntheticSet, run: Json, noisy: bool) -> Fact:
+    budget, names = run["budget"], made.card.classes
+    counts = made.labels.argmax(1).bincount(minlength=len(names)).tolist()
+    ipc = budget.get("ipc")
+    whole = [name for name, count in zip(names, counts, strict=True) if ipc and count < ipc]
+    kind, after = "class sizes", ", as a release with noise tells them" if noisy else ""
+    if made.card.task == "multi-label":
+        text = "labels are those of real images: which occur together, and how often"
+        return Fact(kind, "some", text)
+    if budget["small"] == "whole" and whole:
+        told = f"as many images of {', '.join(whole)} as there are training images{after}"
+        return Fact(kind, "none" if noisy else "high", told)
+    if budget["share"] != "equal":
+        told = f"the numbers of images by class follow the sizes of the classes{after}"
+        return Fact(kind, "none" if noisy else "some", told)
+    return Fact(kind, "none", "there are equally many images of each class")
+
+
+def _rate(made: SyntheticSet, run: Json) -> Fact:
+    if run["settings"].get("lr_rate"):
+        told = f"the rate {made.recipe.lr:g} was learned from networks that patients' images taught"
+        return Fact("recipe", "some", told)
+    told = "rate and stop of the recipe are defaults, until evaluate has chosen them: then they "
+    return Fact("recipe", "none", told + "tell what did best on validation images")

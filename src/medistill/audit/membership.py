@@ -28,7 +28,7 @@ from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
 from ..sketch import SketchSpec, sketch
 from .curves import LEVEL, Array, Curve, clustered
-from .signals import Bools, calibrated, lira, nearness, rmia, sureness
+from .signals import Bools, Integers, calibrated, lira, nearness, rmia, sureness
 
 HERE: Engine = Here()
 FEWEST = 4  # models; with fewer some image is in all or none of the others
@@ -40,12 +40,34 @@ class Pool(NamedTuple):
     """Whom the audit asks about: images that are in by chance, and some that never are.
 
     `canaries` marks those with a wrong label, which only a model that saw them believes: they are
-    the worst case. Shapes: canaries bool [n].
+    the worst case. `units` numbers who is in or out as one: the images of a patient, where the
+    source names patients, or equal images; each image alone elsewhere.
+    Shapes: canaries bool [n]; units int64 [n], 0 to the number of units.
     """
 
     real: RealSet
     canaries: Tensor
     outside: RealSet
+    units: Tensor
+
+    @property
+    def first(self) -> Integers:
+        """The position of the first image of each unit, int64 [u]."""
+        found: Integers = np.unique(self.units.numpy(), return_index=True)[1]
+        return found
+
+    def by_unit(self, scores: Array) -> Array:
+        """Return the mean over each unit's images [models, u] of scores [models, n], nan of none.
+
+        The attacker knows all images of a patient, and asks about the patient. Scores that are nan
+        are left out.
+        """
+        units = self.units.numpy()
+        owner = np.eye(int(units.max()) + 1)[units]
+        known = np.isfinite(scores)
+        with np.errstate(invalid="ignore"):
+            mean: Array = np.where(known, scores, 0) @ owner / (known @ owner)
+        return mean
 
 
 def pool_of(
@@ -53,6 +75,7 @@ def pool_of(
 ) -> Pool:
     """Draw the images to ask about from training images, some with a wrong label.
 
+    Units are drawn whole, but for the last, and all images of a unit are canaries or none.
     Raises: UsageError when there are fewer training images than asked for.
     """
     if images > len(members) or not 0 <= canaries <= images:
@@ -61,14 +84,31 @@ def pool_of(
             "expected enough of them"
         )
     rng, classes = Rng(seed).child("pool"), len(members.card.classes)
-    order = torch.randperm(len(members), generator=rng.at("images"))[:images].sort().values
-    marked = torch.zeros(images, dtype=torch.bool)
-    marked[torch.randperm(images, generator=rng.at("canaries"))[:canaries]] = True
+    order = _first_units(_numbered(members), images, rng.at("images"))
     real = members.take(order)
+    units = _numbered(real)
+    chosen = units[_first_units(units, canaries, rng.at("canaries"))]
+    marked = torch.isin(units, chosen)
     shift = torch.randint(1, classes, (images,), generator=rng.at("labels"))
     wrong = (real.labels.cpu() + shift) % classes
     labels = torch.where(marked, wrong, real.labels.cpu()).to(real.device)
-    return Pool(RealSet(real.images, labels, real.card, real.groups), marked, others)
+    return Pool(RealSet(real.images, labels, real.card, real.groups), marked, others, units)
+
+
+def _numbered(real: RealSet) -> Tensor:
+    """Return the unit of each image, from 0 on."""
+    if real.groups is None:
+        return torch.arange(len(real))
+    number: Tensor = real.groups.unique(return_inverse=True)[1]
+    return number
+
+
+def _first_units(units: Tensor, images: int, generator: torch.Generator) -> Tensor:
+    """Return the positions of so many images, of units in an order drawn at random."""
+    count = int(units.max()) + 1
+    place = torch.empty(count, dtype=torch.int64)
+    place[torch.randperm(count, generator=generator)] = torch.arange(count)
+    return place[units].argsort(stable=True)[:images].sort().values
 
 
 @dataclass(frozen=True)
@@ -77,7 +117,7 @@ class Way:
 
     With `copies` the set is all its images as they are: the positive control, whose canaries every
     attack must find. With a `spec` each model distills from a sketch of its own, and with a
-    `guarantee` from a private release of images as units; none of them leaves the audit.
+    `guarantee` from a private release for the unit it names; none of them leaves the audit.
     """
 
     method: Method
@@ -105,14 +145,14 @@ class Shadows(NamedTuple):
     near: Array
 
 
-def coins(count: int, models: int, seed: int = 0) -> Bools:
-    """Return who is in which model, by a coin for each image and model. Shapes: [models, count].
+def coins(units: Tensor, models: int, seed: int = 0) -> Bools:
+    """Return which images are in which model, by a coin for each unit and model: [models, n].
 
     Coins are independent, so that the other models tell nothing of a model's members: with exactly
     half of the models for each image, how many of the others have it would.
     """
-    drawn = torch.rand((models, count), generator=Rng(seed).at("coins"))
-    found: Bools = (drawn < 0.5).numpy()
+    drawn = torch.rand((models, int(units.max()) + 1), generator=Rng(seed).at("coins"))
+    found: Bools = (drawn < 0.5)[:, units].numpy()
     return found
 
 
@@ -123,7 +163,7 @@ def shadows(pool: Pool, way: Way, *, models: int, seed: int = 0, engine: Engine 
     """
     if models < FEWEST:
         raise UsageError(f"found {models} models; expected {FEWEST} or more")
-    inside = coins(len(pool.real), models, seed)
+    inside = coins(pool.units, models, seed)
     jobs = [(torch.from_numpy(row), seed * 1000 + number) for number, row in enumerate(inside)]
     found = []
     with progress("models", models) as advance:
@@ -163,6 +203,8 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
         held = sketch(real, spec, task.compute)
     else:
         units = torch.arange(len(real))
+        if guarantee.unit == "patient" and real.groups is not None:
+            units = real.groups
         held = released(real, units, spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
@@ -191,7 +233,8 @@ def attack(
 ) -> list[Leak]:
     """Attack each model with all others as references; areas have intervals of `level`.
 
-    `lira` and `rmia` ask the student, `set` the distilled images themselves.
+    `lira` and `rmia` ask the student, `set` the distilled images themselves. The score of a unit is
+    the mean of its images' scores, and intervals come from drawing units.
     """
     n = len(pool.real)
     scores = {kind: np.empty((len(held.inside), n)) for kind in kinds}
@@ -208,8 +251,8 @@ def attack(
                 scores[kind][target] = rmia(
                     mine[:n], others[:, :n], inside, mine[n:], others[:, n:]
                 )
-    canaries = pool.canaries.numpy()
-    return [_measured(kind, scores[kind], held.inside, canaries, level) for kind in kinds]
+    canaries, inside = pool.canaries.numpy()[pool.first], held.inside[:, pool.first]
+    return [_measured(kind, pool.by_unit(scores[kind]), inside, canaries, level) for kind in kinds]
 
 
 def _measured(kind: Attack, scores: Array, inside: Bools, canaries: Bools, level: float) -> Leak:
@@ -226,4 +269,4 @@ def nothing_to_find(pool: Pool, held: Shadows, seed: int = 0) -> Shadows:
 
     Who is said to be in has nothing to do with who was; an attack that finds them is broken.
     """
-    return held._replace(inside=coins(len(pool.real), len(held.inside), seed + 1_000_003))
+    return held._replace(inside=coins(pool.units, len(held.inside), seed + 1_000_003))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Integers = NDArray[np.int64]
 GAMMA = 2.0
 SHARED = 64  # models, below which all images share one deviation
 LEAST = 1e-6

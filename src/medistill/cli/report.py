@@ -8,6 +8,15 @@ import typer
 from .common import AsJson, emit, guarded
 from .package import Threshold, Trust, Unsigned, is_package, signer_of
 
+Noted = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="Of an audited run: where its private release is noted, with all others of the same "
+        "data; the user's own unless given.",
+    ),
+]
+
 
 @guarded
 def report(
@@ -32,6 +41,7 @@ def report(
     form: Annotated[
         Literal["pdf", "svg", "png"], typer.Option(help="The form of --figures.")
     ] = "pdf",
+    ledger: Noted = None,
     trust: Trust = None,
     unsigned: Unsigned = False,
     threshold: Threshold = 1,
@@ -46,29 +56,44 @@ def report(
     Example: medistill report runs/first --out report.html
     """
     from ..errors import UsageError
-    from ..indicator import load_indicator
-    from ..report import officer_report, study_paper, study_prints, study_report
-    from ..report import report as write_report
+    from ..report import study_prints
 
-    if is_package(run, trust):
-        _of_package(run, out, (trust, unsigned, threshold))
-        emit({"page": str(out), "figures": []}, str(out), as_json)
-        return
     of_study = (run / "study.yaml").is_file()
-    in_words = out.suffix == ".md"
     if figures is not None and not of_study:
         raise UsageError(f"found --figures for {run}; expected a folder that study run wrote")
-    if indicator is not None and not (in_words and of_study):
+    if indicator is not None and not (out.suffix == ".md" and of_study):
         raise UsageError(f"found --indicator for {out}; expected a study and --out FILE.md")
-    if in_words and of_study:
-        study_paper(run, out, load_indicator(indicator) if indicator else None)
-    elif in_words:
-        officer_report(run, out)
+    packed = is_package(run, trust)
+    if ledger is not None and (of_study or packed):
+        raise UsageError(f"found --ledger for {run}; expected an audited run")
+    if packed:
+        _of_package(run, out, (trust, unsigned, threshold))
+    elif of_study:
+        _of_study(run, out, indicator)
     else:
-        (study_report if of_study else write_report)(run, out)
+        _of_run(run, out, ledger)
     drawn = study_prints(run, figures, form) if figures is not None else []
     text = str(out) + (f"\n{len(drawn)} figures in {figures}" if drawn else "")
     emit({"page": str(out), "figures": [str(path) for path in drawn]}, text, as_json)
+
+
+def _of_study(folder: Path, out: Path, indicator: Path | None) -> None:
+    from ..indicator import load_indicator
+    from ..report import study_paper, study_report
+
+    if out.suffix == ".md":
+        study_paper(folder, out, load_indicator(indicator) if indicator else None)
+    else:
+        study_report(folder, out)
+
+
+def _of_run(folder: Path, out: Path, ledger: Path | None) -> None:
+    from ..ledger import Ledger
+    from ..report import officer_report
+    from ..report import report as write_report
+
+    noted = Ledger(ledger) if ledger else None
+    (officer_report if out.suffix == ".md" else write_report)(folder, out, noted)
 
 
 def _of_package(path: Path, out: Path, by: tuple[Path | None, bool, int]) -> None:

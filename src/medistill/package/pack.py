@@ -34,6 +34,8 @@ OF_AUDIT = (
     "date",
     "models",
     "images",
+    "unit",
+    "units",
     "canaries",
     "membership",
     "positive_control",

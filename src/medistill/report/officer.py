@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..ledger import Ledger, ledger_file
 from ..privacy import attacker
 from ..records import Json, read_json, write_atomic
 from .words import listed, markdown
@@ -41,19 +42,21 @@ class Section(NamedTuple):
     blocks: list[Block]
 
 
-def officer_report(path: Path, out: Path) -> None:
-    """Write the page of an audited run folder as Markdown.
+def officer_report(path: Path, out: Path, ledger: Ledger | None = None) -> None:
+    """Write the page of an audited run folder as Markdown, with what the ledger adds up.
 
-    Raises: DataError when the folder holds no audited run; RunRefused when `out` cannot be written.
+    Raises: DataError when the folder holds no audited run or the ledger is damaged; RunRefused when
+    `out` cannot be written.
     """
-    write_atomic(out, officer(path).encode())
+    write_atomic(out, officer(path, ledger=ledger or Ledger(ledger_file())).encode())
 
 
-def officer(path: Path, least: int | None = None) -> str:
+def officer(path: Path, least: int | None = None, ledger: Ledger | None = None) -> str:
     """Return the page as text; with `least`, as it may leave the house, without sizes of the data.
 
-    `least` is the number of patients below which no class is; 0: nothing is said of it.
-    Raises: DataError when the folder holds no audited run.
+    `least` is the number of patients below which no class is; 0: nothing is said of it. `ledger`
+    is where the releases of the same data stand.
+    Raises: DataError when the folder holds no audited run or the ledger is damaged.
     """
     if not (path / "audit.json").is_file():
         raise DataError(
@@ -66,12 +69,14 @@ def officer(path: Path, least: int | None = None) -> str:
         f"# Distilled images of {run['data']['name']}: for the data protection officer",
         f"Evidence for the controller's decision. {CLAIM}",
     ]
-    for section in sections(run, audit, size, least):
+    for section in sections(run, audit, size, least, ledger):
         parts += [f"## {section.title}", *(_as_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts).replace("<", "&lt;") + "\n"
 
 
-def sections(run: Json, audit: Json, size: int, least: int | None = None) -> list[Section]:
+def sections(
+    run: Json, audit: Json, size: int, least: int | None = None, ledger: Ledger | None = None
+) -> list[Section]:
     """Return what is told of a run whose set takes `size` bytes, for a page of any form."""
     written = date.fromisoformat(audit["date"])
     again = written + timedelta(days=REASSESS_DAYS)
@@ -81,7 +86,7 @@ def sections(run: Json, audit: Json, size: int, least: int | None = None) -> lis
     )
     return [
         _what(run, audit, size, least),
-        _guarantee(run),
+        _guarantee(run, ledger),
         _tests(audit, least is not None),
         _grid(run, audit),
         Section("What remains", [_remains(audit), end]),
@@ -138,7 +143,7 @@ def _promise(run: Json) -> Json | None:
     return found
 
 
-def _guarantee(run: Json) -> Section:
+def _guarantee(run: Json, ledger: Ledger | None) -> Section:
     held = _promise(run)
     if held is None:
         none = "None. No mechanism bounds what the set tells of a patient; only attacks were tried."
@@ -155,8 +160,31 @@ def _guarantee(run: Json) -> Section:
         "this page and what the attacks below found (they were made without noise), facts about "
         "groups (that is what the set is for), a compromised machine, and further releases of the "
         f"same data, which the ledger adds up.{_by_image(held)}",
+        *([_together(held, ledger)] if ledger else []),
     ]
     return Section("Guarantee", blocks)
+
+
+def _together(held: Json, ledger: Ledger) -> str:
+    """Say what all releases of the same data come to, by the ledger at hand."""
+    names = set(held.get("receipts") or ())
+    noted = {one.receipt: one for one in ledger.releases() if one.receipt in names}
+    told, delta = [], held["delta"]
+    for one in noted.values():
+        number = len(ledger.of(one.data, one.digest))
+        total = ledger.together(one.data, one.digest, delta)
+        told.append(
+            f"All {number} releases of {one.data} in the ledger together: epsilon {total:.2f} at "
+            f"delta {delta:g}."
+            if number > 1
+            else f"It is the only release of {one.data} in the ledger."
+        )
+    if missing := sorted(names - set(noted)):
+        told.append(
+            f"The ledger at hand does not hold {listed(missing)}: ask whoever released that what "
+            "all releases of those data come to, or give --ledger FILE."
+        )
+    return " ".join(told)
 
 
 def _releases(held: Json) -> str:
@@ -215,9 +243,9 @@ def _tests(audit: Json, outside: bool) -> Section:
         "The attacker is assumed to know the method, its settings and the training recipe, and to "
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
         "the worst case. LiRA and RMIA ask a student of the set; the attack on the set looks at "
-        "how near its images come. Shares are found members at one false alarm in a hundred "
-        "strangers, then in a thousand; intervals are 95%, those of areas 95% for all attacks "
-        "together."
+        f"how near its images come.{_as_one(audit)} Shares are found members at one false alarm in "
+        "a hundred strangers, then in a thousand; intervals are 95%, those of areas 95% for all "
+        "attacks together."
     )
     served: list[tuple[str, ...]] = [
         (one["name"], "" if outside else f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
@@ -227,6 +255,12 @@ def _tests(audit: Json, outside: bool) -> Section:
     left = [f"Not tried: {one}." for one in audit["left_out"]]
     found, groups = Table(("attack", "what", "found"), rows), ("group", "images", "percent")
     return Section("What was tried", [text, found, *left, told, Table(groups, served)])
+
+
+def _as_one(audit: Json) -> str:
+    if audit.get("unit") != "patient":
+        return ""
+    return " Members are patients: all images of one are in or out together and asked about as one."
 
 
 def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:

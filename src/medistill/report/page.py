@@ -9,6 +9,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from .. import __version__
 from ..errors import UsageError
+from ..ledger import Ledger, ledger_file
 from ..records import Json, write_atomic
 from .figures import confusions, loss_figure, pilots_figure, scores_figure
 from .folder import RunFolder, read_folder
@@ -25,23 +26,24 @@ from .tables import (
 from .words import ARMS, LIMITS, findings, interval, percent
 
 
-def report(path: Path, out: Path) -> None:
+def report(path: Path, out: Path, ledger: Ledger | None = None) -> None:
     """Write one self-contained HTML page about the run folder `path`, from its files alone.
 
     The page holds its pictures, its plots and their library; a browser asks for nothing besides.
+    Of a private run it says what the ledger (the user's own unless given) adds up.
     Raises: DataError when `path` is no run folder or a file in it is damaged; UsageError when the
     report extra is not installed; RunRefused when `out` cannot be written.
     """
     folder = read_folder(path)
-    write_atomic(out, render(folder).encode())
+    write_atomic(out, render(folder, ledger or Ledger(ledger_file())).encode())
 
 
-def render(folder: RunFolder) -> str:
-    """Return the page as text; the same folder gives the same text.
+def render(folder: RunFolder, ledger: Ledger | None = None) -> str:
+    """Return the page as text; the same folder and ledger give the same text.
 
     Raises: UsageError when the report extra is not installed.
     """
-    return filled("page.html.j2", _context(folder))
+    return filled("page.html.j2", _context(folder, ledger))
 
 
 def filled(name: str, context: Json) -> str:
@@ -57,7 +59,7 @@ def filled(name: str, context: Json) -> str:
     return environment.get_template(name).render(context) + "\n"
 
 
-def _context(folder: RunFolder) -> Json:
+def _context(folder: RunFolder, ledger: Ledger | None) -> Json:
     run, evaluation = folder.run, folder.evaluation
     paragraph, warnings = findings(run, evaluation)
     data = run["data"]
@@ -68,6 +70,7 @@ def _context(folder: RunFolder) -> Json:
         "pilots": pilots_figure(evaluation) if evaluation else None,
     }
     place = _run_place(run, folder.name)
+    told = sections(run, folder.audit, folder.size, ledger=ledger) if folder.audit else []
     return {
         "title": f"{data.get('name', run['source'])} in {run['images']} synthetic images",
         "paragraph": paragraph,
@@ -88,7 +91,7 @@ def _context(folder: RunFolder) -> Json:
         "settings": pairs(run.get("settings") or {}),
         "versions": pairs(run.get("versions") or {}),
         "data": data_facts(data),
-        "privacy": sections(run, folder.audit, folder.size) if folder.audit else [],
+        "privacy": told,
         "claim": CLAIM,
         "audit": _on_data("audit", run, place),
         "limits": LIMITS,

@@ -1,0 +1,50 @@
+"""What an audit comes to: which leaks were found, and whether its controls allow to say so."""
+
+from ..records import Json
+from .curves import RATES
+
+POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
+COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
+RATE = RATES[-1]
+
+
+def verdict(record: Json) -> Json:
+    """Say what was found, and whether the controls allow to say it.
+
+    A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
+    release that breaks its promise. Its absence is said only of these attacks, and only where the
+    positive control was found, by an attack on the student and in the set itself, and the negative
+    one was not.
+    """
+    members: list[str] = []
+    reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
+    if record.get("reconstruction", {}).get("failed"):
+        reasons.append("images lead back to the real ones they started from")
+    for one in record.get("attributes", []):
+        if one["low"] > 0:
+            reasons.append(f"{one['name']} is guessed better of members")
+    if record.get("mechanism", {}).get("broken"):
+        reasons.append("the release breaks its promise")
+    if "membership" not in record:
+        return {"leaks": bool(reasons), "reasons": reasons, "membership": "not asked"}
+    control = record["positive_control"]
+    seen = [curve for name in ("lira", "rmia") for curve in control[name].values()]
+    given = [one for curve in control["set"].values() for one in curve["found"]]
+    copied = all(one["tpr"] >= COPIED for one in given if one["rate"] == RATE)
+    nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
+    positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
+    negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
+    for name, one in record["membership"].items():
+        for side, curve in one.items():
+            if curve["auc_low"] > 0.5 and negative:
+                members.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
+    told = record["one_run"].get("claimed")
+    if told is not None and record["one_run"]["lower"] > told:
+        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {told:g}")
+    valid = "valid"
+    if not negative:
+        valid = "no verdict: the negative control was found"
+    elif not positive and not members:
+        valid = "no verdict: the positive control was not found, so finding nothing means nothing"
+    reasons += members
+    return {"leaks": bool(reasons), "reasons": reasons, "membership": valid}
