@@ -46,6 +46,18 @@ def fixed(network: Network) -> Network:
     return network.requires_grad_(False)
 
 
+def lowered(network: Network, compute: Compute) -> Network:
+    """Return the network with its body in the precision of the fast path: itself if that is so.
+
+    The copy takes as long as a block or two, so who calls `extract_fast` often makes it once.
+    """
+    if all(tensor.dtype == compute.dtype for tensor in network.body.parameters()):
+        return network
+    copied = copy.deepcopy(network)
+    copied.body.to(compute.dtype)
+    return copied
+
+
 def _features(body: nn.Module, block: Tensor) -> Tensor:
     maps: Tensor = body(block)
     return maps.flatten(1)
@@ -69,9 +81,7 @@ def extract_fast(
     Equals `extract` to the rounding of the precision that `compute` names; `fill` is that of
     Compute.blocks.
     """
-    body = network.body
-    if compute.dtype != torch.float32:
-        body = copy.deepcopy(body).to(compute.dtype)
+    body = lowered(network, compute).body
     run = compute.path(_levels if levels else _features)
     last = channels_last(images.ndim)
     blocks = compute.blocks(images, whole=network.mixes_images, fill=fill)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .compute import PLAIN, Compute, full_block
 from .engine import Engine, Here
 from .errors import UsageError, extra
+from .features import lowered
 from .ledger import Ledger
 from .privacy import (
     COUNT,
@@ -271,6 +272,7 @@ class Placed(NamedTuple):
 
     def vectors(self, way: Probe, compute: Compute) -> Tensor:
         """Return the images' vectors [n, 2 J L] without a gradient."""
+        way = dataclasses.replace(way, network=lowered(way.network, compute))
         return torch.cat([way.of_images(block, compute) for block in self.blocks])[self.where]
 
 
