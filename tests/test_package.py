@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -41,7 +42,16 @@ from medistill.package import (
     read,
     written,
 )
-from medistill.package.archive import FORMAT, NAMES, extracted, read_files
+from medistill.package.archive import (
+    FORMAT,
+    NAMES,
+    Entry,
+    digest_of,
+    extracted,
+    laid_out,
+    read_files,
+)
+from medistill.package.archive import Files as ArchiveFiles
 from medistill.package.keys import (
     LOW_ORDER,
     PAYLOAD_TYPE,
@@ -222,6 +232,72 @@ def test_links_pipes_and_large_files_are_not_read(files: Files, tmp_path: Path) 
         read_files(tmp_path / "large")
     with pytest.raises(PackageRefused, match="could not open"):
         read_files(tmp_path / "absent")
+
+
+class Watched:
+    """Reads bytes at a place as a file would, counts them, and may change what it gives."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.given, self.largest = content, 0, 0
+
+    def __call__(self, begin: int, size: int) -> bytes:
+        found = self.content[begin : begin + size]
+        self.given += len(found)
+        self.largest = max(self.largest, len(found))
+        return found
+
+
+def large(files: Files, key: Ed25519PrivateKey) -> Files:
+    """Return files whose data is three pieces and some bytes long, signed as they are."""
+    return resigned(files, key, data_safetensors=files["data.safetensors"] + bytes(3 << 20))
+
+
+def test_a_strangers_large_file_is_not_read_and_a_changed_one_never_held(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    content = archived(large(files, key))
+    for known, unsigned in (((), False), (trust, False)):
+        read = Watched(content if known == () else content.replace(bytes(64), bytes(63) + b"x", 1))
+        with pytest.raises(PackageRefused):
+            examined(laid_out(read, len(content)), known, unsigned=unsigned)
+        assert read.largest <= 1 << 20
+        assert read.given < (200_000 if known == () else len(content) + 200_000)
+    read = Watched(content)
+    with pytest.raises(PackageRefused, match="bytes of no tensor"):
+        examined(laid_out(read, len(content)), trust)  # signed, and still what nobody can read
+    assert read.largest <= 1 << 20
+
+
+def test_files_are_those_of_plain_reading(files: Files, key: Ed25519PrivateKey) -> None:
+    for several in (files, large(files, key)):
+        content = archived(several)
+        found = laid_out(Watched(content), len(content))
+        for name, part in several.items():
+            assert found.size(name) == len(part)
+            assert found.head(name, 9) == part[:9]
+            assert found.sha256(name) == hashlib.sha256(part).hexdigest()
+            assert found[name] == part
+        assert "other.json" not in found
+        assert digest_of(several) == (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_a_file_that_changes_between_two_looks_is_refused(
+    files: Files, key: Ed25519PrivateKey
+) -> None:
+    content = archived(large(files, key))
+    at = content.index(bytes(2 << 20)) + (1 << 20)
+    other = content[:at] + b"y" + content[at + 1 :]
+    read = Watched(content)
+    found = laid_out(read, len(content))
+    found.sha256("data.safetensors")
+    read.content = other
+    with pytest.raises(PackageRefused, match="another form"):  # by its CRC
+        found["data.safetensors"]
+    loose = ArchiveFiles({"data.safetensors": Entry(Watched(content), 0, len(content))})
+    loose.sha256("data.safetensors")
+    loose._entries["data.safetensors"] = Entry(Watched(other), 0, len(content))
+    with pytest.raises(PackageRefused, match="changing while it is read"):
+        loose["data.safetensors"]
 
 
 @pytest.mark.slow
@@ -533,11 +609,12 @@ BAD_TENSORS = [
 @pytest.mark.parametrize("content", BAD_TENSORS, ids=range(len(BAD_TENSORS)))
 def test_headers_of_tensors_that_lie_are_refused(content: bytes) -> None:
     with pytest.raises(PackageRefused):
-        header_of(content, "data.safetensors")
+        header_of(content, len(content), "data.safetensors")
 
 
 def test_a_header_that_another_library_wrote_is_read() -> None:
-    held = header_of(save({"b": np.zeros((2, 3), np.float16), "a": np.ones(4, np.int64)}), "x")
+    content = save({"b": np.zeros((2, 3), np.float16), "a": np.ones(4, np.int64)})
+    held = header_of(content, len(content), "x")
     assert {name: (one.dtype, one.shape) for name, one in held.items()} == {
         "a": ("I64", (4,)),
         "b": ("F16", (2, 3)),

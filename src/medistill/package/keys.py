@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..errors import DataError, PackageRefused, RunRefused
 from ..records import Json, canonical, owner_only, refuse_existing, write_atomic
-from .archive import FORMAT, MOST_JSON, SIGNATURE
+from .archive import FORMAT, MOST_JSON, SIGNATURE, Files
 from .strict import parsed
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -131,9 +131,10 @@ def pae(kind: str, payload: bytes) -> bytes:
 
 def statement(files: Mapping[str, bytes]) -> bytes:
     """Return the in-toto statement over every file of a package but the signature."""
+    held = Files.of(files)
     subjects = [
-        {"name": name, "digest": {"sha256": hashlib.sha256(content).hexdigest()}}
-        for name, content in sorted(files.items())
+        {"name": name, "digest": {"sha256": held.sha256(name)}}
+        for name in sorted(held)
         if name != SIGNATURE
     ]
     record = {"_type": STATEMENT, "predicateType": PREDICATE, "predicate": {"format": FORMAT}}
@@ -230,7 +231,7 @@ def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
     for name in sorted(set(files) - {SIGNATURE} | set(told)):
         if name not in files:
             return f"{name[:40]!a} is missing"
-        digest = hashlib.sha256(files[name]).hexdigest()
+        digest = Files.of(files).sha256(name)
         if name not in told or told[name].get("digest") != {"sha256": digest}:
             return f"{name} differs"
     return "another form of it"

@@ -186,21 +186,30 @@ def _short(error: Exception) -> str:
     return ascii(str(error))[1:-1][:200]
 
 
-def arrays_of(content: bytes, held: Mapping[str, Held], manifest: Manifest) -> dict[str, Array]:
-    """Return the tensors of the very bytes that were verified, read-only, as the manifest says.
+def check_header(held: Mapping[str, Held], manifest: Manifest) -> None:
+    """Refuse, before a tensor is read, other tensors than the manifest names.
 
-    Raises: PackageRefused when names, types, shapes, ranges or counts differ from the manifest.
+    Raises: PackageRefused when names, types or shapes differ.
     """
     if set(held) != set(manifest.tensors):
         raise PackageRefused("found other tensors than the manifest names; expected the same")
-    begin = 8 + int.from_bytes(content[:8], "little")
-    found = {}
     for name, one in held.items():
         told = manifest.tensors[name]
         if (one.dtype, one.shape) != (told.dtype, told.shape):
             raise PackageRefused(
                 f"found {name} {one.dtype} {one.shape}; expected {told.dtype} {told.shape}"
             )
+
+
+def arrays_of(content: bytes, held: Mapping[str, Held], manifest: Manifest) -> dict[str, Array]:
+    """Return the tensors of the very bytes that were verified, read-only, as the manifest says.
+
+    Raises: PackageRefused when ranges or counts differ from the manifest.
+    """
+    begin = 8 + int.from_bytes(content[:8], "little")
+    found = {}
+    for name, one in held.items():
+        told = manifest.tensors[name]
         kind = np.dtype(NUMPY[one.dtype]).newbyteorder("<")
         flat = np.frombuffer(content, kind, math.prod(one.shape), begin + one.begin)
         low, high = (float(end) for end in (flat.min(), flat.max()))  # nan if any is

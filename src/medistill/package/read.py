@@ -1,6 +1,5 @@
 """Read a package: every check first, on the very bytes that are used after; nothing is executed."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -24,14 +23,16 @@ from .archive import (
     MOST_JSON,
     NEEDED,
     SIGNATURE,
-    archived,
-    extracted,
-    read_files,
+    Files,
+    digest_of,
+    held,
+    laid_out,
+    slices,
     whole,
 )
 from .keys import Signer, content_digest, cosigned, load_trust, verified
-from .manifest import WHITENING, Manifest, arrays_of, manifest_of, opened
-from .strict import header_of, parsed
+from .manifest import WHITENING, Manifest, arrays_of, check_header, manifest_of, opened
+from .strict import MOST_HEADER, header_of, parsed
 
 SEEN = "medistill seen 2"
 ARMS = ("synthetic", "random", "full")
@@ -104,13 +105,15 @@ def read(
 ) -> Package:
     """Read a package that keys in `trust` signed.
 
-    In this order: sizes and names, signature over all files, strict JSON, expiry, tensors against
-    the manifest, the guarantee's own numbers, the counter against the highest one seen here.
+    In this order: sizes and names, who signed, digests of all files (large ones in pieces), strict
+    JSON, expiry, tensors against the manifest, the guarantee's own numbers, the counter against the
+    highest one seen here.
     With `unsigned`, a package without a signature is read too (and one with a signature still has
     to be signed by a trusted key).
     Raises: PackageRefused when any check fails; DataError when the trust file cannot be read.
     """
-    return _known(read_files(path), trust, unsigned, threshold, today)
+    with held(path) as files:
+        return _known(files, trust, unsigned, threshold, today)
 
 
 def countersigned(
@@ -120,9 +123,9 @@ def countersigned(
 
     Raises: as `read`; RunRefused when the key has signed it already.
     """
-    files = read_files(path)
-    _known(files, trust, unsigned, 1, None)
-    return {**files, SIGNATURE: cosigned(files, key)}
+    with held(path) as files:
+        _known(files, trust, unsigned, 1, None)
+        return {**files, SIGNATURE: cosigned(files, key)}
 
 
 def received(
@@ -137,7 +140,8 @@ def received(
 
     Raises: as `read`; RunRefused when it cannot be written.
     """
-    found = _known(extracted(content), trust, unsigned, threshold, None)
+    files = laid_out(slices(content), len(content))
+    found = _known(files, trust, unsigned, threshold, None)
     write_atomic(out, content)
     return found
 
@@ -178,7 +182,7 @@ def examined(
             f"found --threshold {threshold}{' with --unsigned' if unsigned else ''}; expected 1 or "
             "more keys, or an unsigned package"
         )
-    whole(files)
+    files = Files.of(whole(files))
     signers: Sequence[Signer] = ()
     if SIGNATURE in files:
         signers = verified(files, trust, threshold)
@@ -190,11 +194,13 @@ def examined(
     records = {name: parsed(files[name], name, MOST_JSON) for name in NEEDED if "json" in name}
     manifest = manifest_of(records[MANIFEST])
     _check_date(manifest, today or datetime.now(UTC).date())
-    found = arrays_of(files[DATA], header_of(files[DATA], DATA), manifest)
+    header = header_of(files.head(DATA, 8 + MOST_HEADER), files.size(DATA), DATA)
+    check_header(header, manifest)
+    found = arrays_of(files[DATA], header, manifest)
     _check_privacy(records["privacy.json"], manifest)
     _check_told(records["evaluation.json"], records["privacy.json"])
     report = _text(files["REPORT.md"])
-    packed = archived(files)
+    sha256, size = digest_of(files)
     images, labels = opened(found, manifest)
     state = {name: torch.from_numpy(found[name].copy()) for name in WHITENING if name in found}
     return Package(
@@ -206,9 +212,9 @@ def examined(
         records["privacy.json"],
         report,
         tuple(signers),
-        hashlib.sha256(packed).hexdigest(),
+        sha256,
         content_digest(files),
-        len(packed),
+        size,
     )
 
 

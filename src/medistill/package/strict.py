@@ -107,18 +107,19 @@ def _exact(text: str) -> int:
     return int(text)
 
 
-def header_of(content: bytes, name: str) -> dict[str, Held]:
+def header_of(head: bytes, total: int, name: str) -> dict[str, Held]:
     """Return what tensors a safetensors file holds, if it holds them in one way only.
 
-    Refused are a header that does not fit, keys that stand twice, metadata, types beside u8, f16,
-    f32 and i64, sizes of 0, and bytes that no tensor, or more than one, owns. A size is computed
-    exactly, and before memory is asked for.
+    `head` is its first 8 + MOST_HEADER bytes of `total`, or all there are. Refused are a header
+    that does not fit, keys that stand twice, metadata, types beside u8, f16, f32 and i64, sizes of
+    0, and bytes that no tensor, or more than one, owns. A size is computed exactly, and before
+    memory is asked for.
     Raises: PackageRefused.
     """
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > min(MOST_HEADER, len(content) - 8):
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > min(MOST_HEADER, len(head) - 8):
         raise PackageRefused(f"found a header beyond {name} or above {MOST_HEADER:,} bytes")
-    text = content[8 : 8 + length]
+    text = head[8 : 8 + length]
     record = parsed(text.rstrip(b" "), f"the header of {name}", MOST_HEADER)
     if not 1 <= len(record) <= MOST_TENSORS:
         raise PackageRefused(f"found {len(record)} tensors in {name}; expected 1 to {MOST_TENSORS}")
@@ -128,7 +129,7 @@ def header_of(content: bytes, name: str) -> dict[str, Held]:
         if held.begin != at:
             raise PackageRefused(f"found a hole or an overlap in {name}; expected neither")
         at = held.end
-    if 8 + length + at != len(content):
+    if 8 + length + at != total:
         raise PackageRefused(f"found bytes of no tensor in {name}, or too few; expected all owned")
     return found
 
