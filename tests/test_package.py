@@ -4,17 +4,19 @@ import ast
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
 import re
 import shlex
+import signal
 import struct
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ from medistill.package.keys import (
 )
 from medistill.package.manifest import opened, quantized
 from medistill.package.read import PackageSet, examined
+from medistill.package.seal import unseal
 from medistill.package.strict import header_of, parsed
 from medistill.records import canonical, read_json, write_json
 from medistill.sets import SyntheticSet
@@ -1300,3 +1303,127 @@ def test_a_killed_command_leaves_a_whole_package_or_none(site: Path, tmp_path: P
             model.load(out)
         else:
             assert examined(read_files(out), load_trust(public))
+
+
+CHANGES = ("replace", "rename", "chmod", "fsync", "mkdir", "unlink", "rmdir")
+
+
+def crash_at(number: int) -> None:
+    """Let this process die at its n-th change of the disk, or in the middle of its n-th write."""
+    left = [number]
+
+    def count() -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*words: Any, **how: Any) -> Any:
+            count()
+            return change(*words, **how)
+
+        return made
+
+    for name in CHANGES:
+        setattr(os, name, counted(getattr(os, name)))
+    plain = os.fdopen
+
+    def opened(handle: int, *how: Any, **more: Any) -> Any:
+        file = plain(handle, *how, **more)
+        write = file.write
+
+        class Halves:
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+            def write(self, content: bytes) -> None:
+                write(content[: len(content) // 2])
+                file.flush()
+                count()
+                write(content[len(content) // 2 :])
+
+        return Halves()
+
+    os.fdopen = opened
+
+
+def died(words: list[str], number: int) -> bool:
+    """Run a command in a copy of this process that dies at its n-th change; did it die there?"""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            crash_at(number)
+            code = cli(*words).exit_code
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, words
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.slow
+def test_a_command_that_dies_at_any_change_of_the_disk_leaves_all_or_nothing(
+    site: Path, tmp_path: Path
+) -> None:
+    key, public = site / "keys" / "private.pem", site / "keys" / "public.pem"
+    source, other, age = tmp_path / "source", tmp_path / "other", tmp_path / "age"
+    assert cli("pack", site / "run", "--key", key, "--out", source).exit_code == 0
+    assert cli("keygen", "--age", "--out", age).exit_code == 0
+    assert cli("keygen", "--out", other).exit_code == 0
+    to, own = age / "recipient.txt", age / "identity.txt"
+    assert cli("encrypt", source, "--to", to, "--out", tmp_path / "sealed").exit_code == 0
+    by = load_trust(public)
+
+    def is_package(out: Path) -> None:
+        assert examined(read_files(out), by)
+
+    def is_model(out: Path) -> None:
+        model.load(out)
+
+    def is_npz(out: Path) -> None:
+        with np.load(out) as found:
+            assert len(found["train_images"]) == 2
+
+    def is_sealed(out: Path) -> None:
+        assert unseal(out, own) == source.read_bytes()
+
+    def is_pair(out: Path) -> None:
+        for part in out.glob("[!.]*"):  # what lies under a hidden name is no key
+            assert part.read_text().endswith("\n")
+
+    sign = ["sign", source, "--trust", public, "--key", other / "private.pem"]
+    jobs: list[tuple[list[Any], Callable[[Path], None]]] = [
+        (["pack", site / "run", "--key", key, "--name", "source"], is_package),
+        (["pack", site / "run", "--key", key, "--name", "source", "--folder"], is_package),
+        (sign, is_package),
+        (["pull", source, "--trust", public], is_package),
+        (["decrypt", tmp_path / "sealed", "--identity", own, "--trust", public], is_package),
+        (["encrypt", source, "--to", to], is_sealed),
+        (["train", source, "--trust", public], is_model),
+        (["export", source, "--trust", public, "--to", "medmnist"], is_npz),
+        (["keygen", "--age"], is_pair),
+    ]
+    for place, (words, check) in enumerate(jobs):
+        for number in itertools.count(1):
+            out = tmp_path / f"{place}-{number}"
+            dead = died([*map(str, words), "--out", str(out)], number)
+            if out.exists():
+                check(out)
+            if not dead:
+                assert out.exists(), words
+                assert number > 3, words
+                break
+            again = cli(*words, "--out", out)  # what is left is not in the way
+            assert again.exit_code == 0 or "already there" in again.output, again.output
+            check(out)
+            if words[0] == "keygen":
+                names = {path.name for path in out.glob("[!.]*")}
+                assert names == {"private.pem", "public.pem", "identity.txt", "recipient.txt"}
+                assert load_private(out / "private.pem")

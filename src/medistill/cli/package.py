@@ -53,14 +53,17 @@ def keygen(
     """Make the pair of keys that packages are signed with.
 
     Keep private.pem (nobody else can read it); give public.pem to receivers over a channel that
-    they trust, for with it they know your packages from others.
+    they trust, for with it they know your packages from others. With --age a pair that is there
+    already is kept.
 
     Example: medistill keygen --out keys
     """
     from ..package import generate, load_trust
     from ..package.seal import generate_identity
 
-    private, public = generate(out)
+    private, public = out / "private.pem", out / "public.pem"
+    if not (age and private.exists() and public.exists()):
+        generate(out)
     keyid = load_trust(public)[0].keyid
     record = {"private": str(private), "public": str(public), "keyid": keyid}
     text = f"keep {private}; give away {public}\nfingerprint {keyid}"

@@ -66,16 +66,20 @@ def checked(raw: bytes) -> Ed25519PublicKey:
 def generate(folder: Path) -> tuple[Path, Path]:
     """Write a new pair of keys, private.pem (mode 600) and public.pem, and return their paths.
 
-    Raises: RunRefused when one is there already: a lost key cannot be had again.
+    A private key that stands there alone, as a kill may leave it, gets its public half again.
+    Raises: RunRefused when both are there: a lost key cannot be had again.
     """
     private, public = folder / "private.pem", folder / "public.pem"
-    refuse_existing(private, public)
-    key = Ed25519PrivateKey.generate()
+    refuse_existing(public)
     pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    if private.exists():
+        key = load_private(private)
+    else:
+        key = Ed25519PrivateKey.generate()
+        plain = serialization.NoEncryption()
+        secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+        write_atomic(private, secret, mode=0o600)
     known = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_atomic(private, secret, mode=0o600)
     write_atomic(public, known)
     return private, public
 

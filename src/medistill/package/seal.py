@@ -15,12 +15,16 @@ OVERHEAD = 1 << 20  # of the format: a header, and 16 bytes for each 64 KiB
 def generate_identity(folder: Path) -> tuple[Path, Path]:
     """Write a new identity.txt (mode 600) and recipient.txt for sealed packages.
 
-    Raises: RunRefused when one is there already; UsageError without the extra share.
+    An identity that stands there alone, as a kill may leave it, gets its recipient again.
+    Raises: RunRefused when both are there; UsageError without the extra share.
     """
     secret, known = folder / "identity.txt", folder / "recipient.txt"
-    refuse_existing(secret, known)
-    identity = _pyrage().x25519.Identity.generate()
-    write_atomic(secret, f"{identity}\n".encode(), mode=0o600)
+    refuse_existing(known)
+    if secret.exists():
+        identity = _identity(secret)
+    else:
+        identity = _pyrage().x25519.Identity.generate()
+        write_atomic(secret, f"{identity}\n".encode(), mode=0o600)
     write_atomic(known, f"{identity.to_public()}\n".encode())
     return secret, known
 
@@ -52,15 +56,7 @@ def unseal(path: Path, identity: Path) -> bytes:
     Raises: PackageRefused when it was sealed for others or was changed; DataError when the
     identity cannot be read; UsageError when others can read the identity.
     """
-    pyrage = _pyrage()
-    try:
-        text = identity.read_text(encoding="ascii").strip()
-        own = pyrage.x25519.Identity.from_str(text)
-    except (OSError, UnicodeDecodeError, pyrage.IdentityError):
-        raise DataError(
-            f"could not read an identity from {identity}; expected one that keygen --age wrote"
-        ) from None
-    owner_only(identity)
+    pyrage, own = _pyrage(), _identity(identity)
     try:
         if path.stat().st_size > MOST_BYTES + MOST_TEXT + OVERHEAD:
             raise PackageRefused(f"found {path} larger than any package; expected a smaller one")
@@ -73,6 +69,19 @@ def unseal(path: Path, identity: Path) -> bytes:
             f"{own.to_public()}"
         ) from None
     return opened
+
+
+def _identity(path: Path) -> Any:
+    """Read an identity that only its owner can read."""
+    pyrage = _pyrage()
+    try:
+        own = pyrage.x25519.Identity.from_str(path.read_text(encoding="ascii").strip())
+    except (OSError, UnicodeDecodeError, pyrage.IdentityError):
+        raise DataError(
+            f"could not read an identity from {path}; expected one that keygen --age wrote"
+        ) from None
+    owner_only(path)
+    return own
 
 
 def _pyrage() -> Any:
