@@ -73,6 +73,7 @@ from medistill.package.seal import unseal
 from medistill.package.strict import header_of, parsed
 from medistill.records import canonical, read_json, write_json
 from medistill.sets import SyntheticSet
+from medistill.sketch import Sketch
 
 SECRET = "Jane-Roe-1961"
 Files = dict[str, bytes]
@@ -1221,8 +1222,10 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
     base = "phantom:n=180,size=16,variation=1"
     script = """
         set -e
-        {0} distill "vary:({1});part={2}/3;contrast={3}" --method dm --ipc 2 --steps 3 \
-            --backbone convnet-1-4 --out {4}/run
+        {0} distill "vary:({1});part={2}/3;contrast={3};imbalance={2}" --method dm --ipc 2 \
+            --steps 3 --backbone convnet-1-4 --out {4}/run
+        {0} sketch "vary:({1});part={2}/3;contrast={3};imbalance={2}" --backbone convnet-1-4 \
+            --networks 2 --frequencies 4 --mean 0.5 --std 0.25 --out {5}/{2}.sketch
         {0} keygen --out {4}/keys
         {0} pack {4}/run --key {4}/keys/private.pem --site "Site {2}" --name site{2} \
             --allow no-audit,no-scores --out {5}/{2}.medistill
@@ -1237,10 +1240,8 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
     ]
     homes = [subprocess.Popen(["bash", "-c", one], stdout=subprocess.DEVNULL) for one in words]
     assert [home.wait(240) for home in homes] == [0, 0, 0]
-    assert sorted(path.name for path in travel.iterdir()) == [
-        *(f"{k}.medistill" for k in (1, 2, 3)),
-        "trust",
-    ]
+    names = [f"{k}.{kind}" for k in (1, 2, 3) for kind in ("medistill", "sketch")]
+    assert sorted(path.name for path in travel.iterdir()) == [*names, "trust"]
     packages = sorted(travel.glob("*.medistill"))
     told = ["train", *packages, "--trust", travel / "trust", "--data", base, "--json"]
     trained = cli(*told, "--out", tmp_path / "model.safetensors")
@@ -1252,6 +1253,18 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
     assert [one.name for one in first.signers] == ["site1"]
     with pytest.raises(PackageRefused, match="0 signature"):
         read(packages[0], travel / "trust" / "site2.pem")
+    # The other way: sums are added up, and the union is distilled once.
+    sketches, union = sorted(travel.glob("*.sketch")), tmp_path / "union.sketch"
+    assert cli("merge", *sketches, "--out", union).exit_code == 0
+    own = [Sketch.load(path).counts for path in sketches]
+    assert len({float(counts[0] / counts[1]) for counts in own}) == 3  # no two sites are alike
+    assert torch.equal(Sketch.load(union).counts, sum(own))
+    words = ["distill", union, "--ipc", "2", "--steps", "3", "--out", tmp_path / "union"]
+    assert cli(*words).exit_code == 0
+    of_all = ["train", tmp_path / "union", "--data", base, "--json"]
+    scored = cli(*of_all, "--out", tmp_path / "of_all.safetensors")
+    assert scored.exit_code == 0, scored.output
+    assert 0 <= json.loads(scored.stdout)["local"]["accuracy"] <= 1
 
 
 # For ever

@@ -250,6 +250,29 @@ def test_other_programs_read_what_export_writes(site: Path, tmp_path: Path) -> N
     assert cli(*words, "--to", "hf", "--out", tmp_path / "hf.npz").exit_code == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "folder"])
+def test_hugging_face_loads_the_folder_as_a_data_set(
+    to: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    import datasets
+
+    place = tmp_path / "exported"
+    words = ["export", site / "a.medistill", "--trust", site / "keys" / "public.pem", "--to", to]
+    assert cli(*words, "--out", place).exit_code == 0
+    found = datasets.load_dataset(str(place), cache_dir=str(tmp_path / "cache"))
+    assert list(found) == ["train"]
+    rows = found["train"]
+    assert rows.features["label"].names == ["000-normal", "001-nodule"]
+    assert rows["label"] == [0] * 8 + [1] * 8
+    images, _ = whole(read(site / "a.medistill", site / "keys" / "public.pem"))
+    pixels = bytes_of(images)[..., 0].numpy()
+    for row, wanted in zip(rows, pixels, strict=True):
+        assert np.array_equal(np.asarray(row["image"]), wanted)
+
+
 @pytest.mark.parametrize(
     ("text", "safe"),
     [
