@@ -155,6 +155,24 @@ def test_the_same_run_gives_the_same_bytes(
     assert pack(site / "run", Terms("small"), [key]) == files
 
 
+def test_a_new_version_names_the_old_one_and_counts_on(site: Path, tmp_path: Path) -> None:
+    base = ["pack", site / "run", "--key", site / "keys" / "private.pem", "--name", "set"]
+    first, second = tmp_path / "1", tmp_path / "2"
+    assert cli(*base, "--counter", "3", "--out", first).exit_code == 0
+    for counter in ("1", "3"):
+        again = cli(*base, "--counter", counter, "--supersedes", first, "--out", second)
+        assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+        assert "expected 4 or more to supersede version 3 of set" in again.stderr
+        assert not second.exists()
+    made = cli(*base, "--counter", "4", "--supersedes", first, "--out", second)
+    assert made.exit_code == 0, made.output
+    record = json.loads(read_files(second)["manifest.json"])
+    assert record["supersedes"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    second.write_bytes(b"x")
+    broken = cli(*base, "--counter", "9", "--supersedes", second, "--out", tmp_path / "3")
+    assert (broken.exit_code, broken.stderr.count("\n")) == (4, 1)
+
+
 def zipped(entries: list[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED) -> bytes:
     """Return what Python's own writer makes of some files."""
     out = io.BytesIO()

@@ -106,13 +106,13 @@ def pack(
     """
     from ..package import Terms, load_private
     from ..package import pack as files_of
-    from ..package.pack import digest_of, flags_of
+    from ..package.pack import flags_of, superseded
     from ..records import refuse_existing
 
     refuse_existing(out)
     named = name or out.name.removesuffix(".medistill")
     words = {"site": site, "contact": contact, "license": license, "purpose": purpose}
-    before = digest_of(supersedes) if supersedes else ""
+    before = superseded(supersedes, named, counter) if supersedes else ""
     files = files_of(
         run,
         Terms(named, counter, (*(recipient or ()),), expires, before, **words),

@@ -20,11 +20,23 @@ from ..pictures import png, synthetic_sheet
 from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
 from ..sets import SyntheticSet
-from .archive import DATA, FORMAT, MANIFEST, SIGNATURE, archived, extracted, read_files
+from .archive import (
+    DATA,
+    FORMAT,
+    MANIFEST,
+    MOST_JSON,
+    SIGNATURE,
+    archived,
+    digest_of,
+    extracted,
+    read_files,
+    whole,
+)
 from .croissant import croissant
 from .keys import signed
-from .manifest import NAME, Flag, Made, Stored, tensors_of
+from .manifest import NAME, Flag, Made, Stored, manifest_of, tensors_of
 from .read import examined
+from .strict import parsed
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 LEAST = 20  # patients of a class
@@ -241,12 +253,19 @@ def _report(folder: Path, terms: Terms, audit: Json | None, least: int) -> str:
     return NO_REPORT.format(name=terms.name) if audit is None else officer(folder, least=least)
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a package's archive, whichever form it has.
+def superseded(path: Path, name: str, counter: int) -> str:
+    """Return the SHA-256 of the archive of a package that version `counter` of `name` replaces.
 
-    Raises: PackageRefused when it is none.
+    Raises: PackageRefused when it is none; UsageError when it is no older version.
     """
-    return hashlib.sha256(archived(read_files(path))).hexdigest()
+    files = read_files(path)
+    old = manifest_of(parsed(whole(files)[MANIFEST], MANIFEST, MOST_JSON))
+    if old.name == name and old.counter >= counter:
+        raise UsageError(
+            f"found --counter {counter}; expected {old.counter + 1} or more to supersede version "
+            f"{old.counter} of {name}: receivers refuse an older version than one they have seen"
+        )
+    return digest_of(files)[0]
 
 
 def flags_of(text: str) -> list[Flag]:
