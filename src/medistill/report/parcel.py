@@ -68,6 +68,8 @@ def render_package(told: Parcel) -> str:
             "data": data_facts(manifest["card"]),
             "limits": LIMITS,
             "style": part("page.css"),
+            "script": "",
+            "library": "",
             "version": __version__,
         },
     )
