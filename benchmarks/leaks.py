@@ -6,10 +6,12 @@
 Each line is the audit of one way (`medistill audit`): a set of ten images per class for each model,
 16 models on images drawn by coins, a student of 300 steps on each, LiRA and RMIA, a fifth of the
 images with a wrong label; copies and reconstruction of one whole run. Methods make the steps of
-studies/feasibility.yaml. Rows go to results/leaks.jsonl.
+studies/feasibility.yaml. With an epsilon, each model distills a private sketch of its own, of the
+command line's defaults. Rows go to results/leaks.jsonl.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -19,14 +21,22 @@ import torch
 
 from medistill import __version__
 from medistill.audit import audit_run
-from medistill.backbones import ConvNet
+from medistill.augment import Augmentation
+from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
+from medistill.cli.private import PRIVATE
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import Run, distill_to
 from medistill.engine import local
-from medistill.methods import Task, make
+from medistill.ledger import Ledger
+from medistill.methods import Method, Task, make
+from medistill.methods.sketch import FromSketch
 from medistill.places import cache_folder
+from medistill.private_sketch import private_sketch
+from medistill.records import to_record
+from medistill.sets import Splits, normalized_by
+from medistill.sketch import SketchSpec
 from medistill.study import read_study
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +62,9 @@ WAYS = (
     ("datm", "real"),
     ("sketch", "noise"),
     ("sketch", "real"),
+    *(("sketch", f"noise, epsilon {epsilon:g}") for epsilon in (8.0, 1.0)),
 )
+DELTA = 1e-5
 
 
 def main() -> None:
@@ -96,10 +108,13 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
     if start:
         settings["start"] = start
     splits = load(name, offline=True)
-    made = make(method, settings)
-    task = Task(splits.train, Budget(ipc=IPC), STUDENT, compute=COMPUTE)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
+        if "epsilon" in start:
+            made, task = private(splits, float(start.split()[-1]), Path(place))
+        else:
+            made = make(method, settings)
+            task = Task(splits.train, Budget(ipc=IPC), STUDENT, compute=COMPUTE)
         distill_to(folder, Run(made, task, 0, name, "", steps), resume=False, cache=cache_folder())
         found = audit_run(
             folder,
@@ -119,6 +134,20 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
         for one in found["copies"]
     ]
     return row | {"reconstruction": found.get("reconstruction")}
+
+
+def private(splits: Splits, epsilon: float, place: Path) -> tuple[Method, Task]:
+    """Return what distills a private sketch: each image is a unit, no image left in reach."""
+    channels = splits.train.card.channels
+    card = normalized_by(splits.train.card, [0.5] * channels, [0.25] * channels)
+    real = dataclasses.replace(splits.train, card=card)
+    spec = SketchSpec(to_spec(STUDENT), to_record(Augmentation()), **PRIVATE)
+    asked: dict[str, Any] = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
+    ledger = Ledger(place / "ledger.json")
+    held = private_sketch(real, spec, ledger, classes=card.classes, **asked, compute=COMPUTE)
+    method = FromSketch(start="noise", **PRIVATE)
+    budget = Budget(ipc=IPC)
+    return method, Task(held.without_images(), budget, STUDENT, compute=COMPUTE, sketch=held)
 
 
 def table() -> None:

@@ -76,10 +76,18 @@ def test_every_command_is_known_to_this_file() -> None:
     assert set(COMMANDS) < set(ALL)
     assert [name for name in ALL if name not in COMMANDS] == [
         # held by test_audit.py, test_data.py, test_trajectory.py, test_package.py, test_sketch.py,
-        # test_indicator.py and test_study.py
-        *("audit", "data inspect", "decrypt", "encrypt", "experts", "export", "keygen", "merge"),
-        *("pack", "predict", "pull", "push", "show", "sign", "sketch", "study fit-indicator"),
-        *("study restore", "study rows", "study run", "study status", "study table", "verify"),
+        # test_indicator.py, test_rotation.py and test_study.py
+        *("accept", "audit", "data inspect", "decrypt", "encrypt", "experts", "export", "keygen"),
+        *("merge", "pack", "predict", "pull", "push", "rotate", "show", "sign", "sketch"),
+        *(
+            "study fit-indicator",
+            "study restore",
+            "study rows",
+            "study run",
+            "study status",
+            "study table",
+            "verify",
+        ),
     ]
 
 

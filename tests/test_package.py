@@ -54,15 +54,15 @@ from medistill.package.archive import (
     read_files,
 )
 from medistill.package.archive import Files as ArchiveFiles
+from medistill.package.envelope import pae
+from medistill.package.envelope import text_of as _text
 from medistill.package.keys import (
     LOW_ORDER,
     PAYLOAD_TYPE,
     PRIME,
     Signer,
-    _text,
     checked,
     keyid_of,
-    pae,
     signed,
     statement,
     verified,

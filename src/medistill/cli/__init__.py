@@ -13,6 +13,7 @@ from . import (
     distill,
     evaluate,
     experts,
+    keys,
     package,
     predict,
     report,
@@ -62,7 +63,9 @@ app.command()(sketch.sketch)
 app.command()(sketch.merge)
 app.command()(evaluate.evaluate)
 app.command()(audit.audit)
-app.command()(package.keygen)
+app.command()(keys.keygen)
+app.command()(keys.rotate)
+app.command()(keys.accept)
 app.command()(package.pack)
 app.command()(package.sign)
 app.command()(package.verify)

@@ -1,4 +1,4 @@
-"""medistill keygen, pack, verify and show: one small signed file that goes to others."""
+"""medistill pack, sign, verify and show: one small signed file that goes to others."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -34,44 +34,11 @@ Allow = Annotated[
 ]
 Numbers = Annotated[Literal["uint8", "float16"], typer.Option(help="How pixels are stored.")]
 Preview = Annotated[bool, typer.Option("--preview", help="Add a picture of the synthetic images.")]
-Age = Annotated[
-    bool, typer.Option("--age", help="Also identity.txt and recipient.txt, for sealed packages.")
-]
 AsFolder = Annotated[
     bool, typer.Option("--folder", help="Write the files into a folder, not an archive.")
 ]
 SHADES = " .:-=+*#%@"
 SHOWN = 28  # columns of a picture in the terminal
-
-
-@guarded
-def keygen(
-    out: Annotated[Path, typer.Option(help="Folder for private.pem and public.pem.")],
-    age: Age = False,
-    as_json: AsJson = False,
-) -> None:
-    """Make the pair of keys that packages are signed with.
-
-    Keep private.pem (nobody else can read it); give public.pem to receivers over a channel that
-    they trust, for with it they know your packages from others. With --age a pair that is there
-    already is kept.
-
-    Example: medistill keygen --out keys
-    """
-    from ..package import generate, load_trust
-    from ..package.seal import generate_identity
-
-    private, public = out / "private.pem", out / "public.pem"
-    if not (age and private.exists() and public.exists()):
-        generate(out)
-    keyid = load_trust(public)[0].keyid
-    record = {"private": str(private), "public": str(public), "keyid": keyid}
-    text = f"keep {private}; give away {public}\nfingerprint {keyid}"
-    if age:
-        secret, known = generate_identity(out)
-        record |= {"identity": str(secret), "recipient": str(known)}
-        text += f"\nkeep {secret}; give {known} to who shall send sealed packages"
-    emit(record, text, as_json)
 
 
 @guarded

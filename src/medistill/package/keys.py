@@ -1,26 +1,24 @@
-"""Ed25519 keys, the envelope that they sign, and the local file that says whom to believe."""
+"""Ed25519 keys, what they sign of a package, and the local file that says whom to believe."""
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ..errors import DataError, PackageRefused, RunRefused
-from ..records import Json, canonical, owner_only, refuse_existing, write_atomic
+from ..records import canonical, owner_only, refuse_existing, write_atomic
 from .archive import FORMAT, MOST_JSON, SIGNATURE, Files
+from .envelope import MOST_KEYS, envelope_of, enveloped
 from .strict import parsed
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:medistill:package:1"
 PRIME = 2**255 - 19
-MOST_KEYS = 64
 # The y of the points of order 1, 2, 4 and 8: under such a key one signature fits many texts.
 LOW_ORDER = frozenset(
     {
@@ -71,17 +69,21 @@ def generate(folder: Path) -> tuple[Path, Path]:
     """
     private, public = folder / "private.pem", folder / "public.pem"
     refuse_existing(public)
-    pem = serialization.Encoding.PEM
     if private.exists():
         key = load_private(private)
     else:
         key = Ed25519PrivateKey.generate()
-        plain = serialization.NoEncryption()
-        secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        secret = key.private_bytes(serialization.Encoding.PEM, form, plain)
         write_atomic(private, secret, mode=0o600)
-    known = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_atomic(public, known)
+    write_atomic(public, public_pem(key.public_key()))
     return private, public
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    """Return a public key as the file that load_trust reads."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
@@ -127,12 +129,6 @@ def load_trust(path: Path) -> tuple[Signer, ...]:
     return tuple(found.values())
 
 
-def pae(kind: str, payload: bytes) -> bytes:
-    """Return what is signed: DSSEv1's pre-authentication encoding of a type and a payload."""
-    name = kind.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
-
-
 def statement(files: Mapping[str, bytes]) -> bytes:
     """Return the in-toto statement over every file of a package but the signature."""
     held = Files.of(files)
@@ -147,13 +143,8 @@ def statement(files: Mapping[str, bytes]) -> bytes:
 
 def signed(files: Mapping[str, bytes], keys: Sequence[Ed25519PrivateKey]) -> bytes:
     """Return the envelope that signs all files of a package with each key."""
-    payload = statement(files)
-    marks = [
-        {"keyid": keyid_of(key.public_key()), "sig": _text(key.sign(pae(PAYLOAD_TYPE, payload)))}
-        for key in keys
-    ]
-    marks.sort(key=lambda one: one["keyid"])
-    return canonical({"payload": _text(payload), "payloadType": PAYLOAD_TYPE, "signatures": marks})
+    named = [(keyid_of(key.public_key()), key) for key in keys]
+    return enveloped(PAYLOAD_TYPE, statement(files), named)
 
 
 def cosigned(files: Mapping[str, bytes], key: Ed25519PrivateKey) -> bytes:
@@ -184,45 +175,20 @@ def verified(
     to try), and what was signed must be, byte for byte, the statement of these files.
     Raises: PackageRefused when fewer than `threshold` of them signed it, or anything differs.
     """
-    envelope = parsed(files[SIGNATURE], SIGNATURE, MOST_JSON)
-    if set(envelope) != {"payload", "payloadType", "signatures"}:
-        raise PackageRefused(f"found other fields in {SIGNATURE} than an envelope has")
-    if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise PackageRefused(f"found a signature of another type; expected {PAYLOAD_TYPE}")
-    payload, marks = _bytes(envelope["payload"]), _marks(envelope)
-    said = pae(PAYLOAD_TYPE, payload)
-    if canonical(envelope) != files[SIGNATURE]:
-        raise PackageRefused(f"found {SIGNATURE} in another form than pack writes; get it again")
-    found = [one for one in trust if one.keyid in marks and _holds(one.key, marks[one.keyid], said)]
+    envelope = envelope_of(files[SIGNATURE], PAYLOAD_TYPE, SIGNATURE)
+    found = [one for one in trust if envelope.holds(one.keyid, one.key)]
     if len(found) < threshold:
         raise PackageRefused(
             f"found {len(found)} signature(s) by keys that are trusted here; expected {threshold}: "
             "ask the sender for the public key over another channel, or for a signed package"
         )
-    if payload != statement(files):
-        what = _differing(files, payload)
+    if envelope.payload != statement(files):
+        what = _differing(files, envelope.payload)
         raise PackageRefused(
             f"found other files than {found[0].name} signed ({what}); expected them as they were "
             "signed: get the package again"
         )
     return found
-
-
-def _marks(envelope: Json) -> dict[str, bytes]:
-    marks = envelope["signatures"]
-    if not isinstance(marks, list) or not 1 <= len(marks) <= MOST_KEYS:
-        raise PackageRefused(f"found no list of 1 to {MOST_KEYS} signatures in {SIGNATURE}")
-    if not all(isinstance(mark, dict) and set(mark) == {"keyid", "sig"} for mark in marks):
-        raise PackageRefused(f"found other fields in a signature of {SIGNATURE}")
-    return {str(mark["keyid"]): _bytes(mark["sig"]) for mark in marks}
-
-
-def _holds(key: Ed25519PublicKey, mark: bytes, said: bytes) -> bool:
-    try:
-        key.verify(mark, said)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
@@ -239,18 +205,3 @@ def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
         if name not in told or told[name].get("digest") != {"sha256": digest}:
             return f"{name} differs"
     return "another form of it"
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _bytes(text: object) -> bytes:
-    """Return what a text of base64 stands for, if it is the one text that does."""
-    try:
-        found = base64.b64decode(text if isinstance(text, str) else "=", validate=True)
-    except (binascii.Error, ValueError):
-        found = b""
-    if not found or _text(found) != text:
-        raise PackageRefused(f"found no plain base64 in {SIGNATURE}; expected the sender's file")
-    return found
