@@ -315,6 +315,13 @@ def test_a_file_that_changes_between_two_looks_is_refused(
     read.content = other
     with pytest.raises(PackageRefused, match="another form"):  # by its CRC
         found["data.safetensors"]
+    small = files["data.safetensors"]
+    looks = [small, small[:-1] + bytes([small[-1] ^ 1])]  # what is parsed first is another
+    shown = {name: Entry(Watched(part), 0, len(part)) for name, part in files.items()}
+    shown["data.safetensors"] = Entry(lambda at, n: looks.pop()[at : at + n], 0, len(small))
+    del shown["signature.dsse.json"]
+    with pytest.raises(PackageRefused, match="changing while it is read"):
+        examined(ArchiveFiles(shown), (), unsigned=True)
     loose = ArchiveFiles({"data.safetensors": Entry(Watched(content), 0, len(content))})
     loose.sha256("data.safetensors")
     loose._entries["data.safetensors"] = Entry(Watched(other), 0, len(content))

@@ -194,8 +194,11 @@ def examined(
     records = {name: parsed(files[name], name, MOST_JSON) for name in NEEDED if "json" in name}
     manifest = manifest_of(records[MANIFEST])
     _check_date(manifest, today or datetime.now(UTC).date())
-    header = header_of(files.head(DATA, 8 + MOST_HEADER), files.size(DATA), DATA)
+    head = files.head(DATA, 8 + MOST_HEADER)
+    header = header_of(head, files.size(DATA), DATA)
     check_header(header, manifest)
+    if not files[DATA].startswith(head):  # what was parsed must be what was hashed
+        raise PackageRefused(f"found {DATA} changing while it is read; expected it still")
     found = arrays_of(files[DATA], header, manifest)
     _check_privacy(records["privacy.json"], manifest)
     _check_told(records["evaluation.json"], records["privacy.json"])
