@@ -40,7 +40,10 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
     """
     texts = [one for one in split_outside(source.target, ",") if one]
     if len(texts) != 1:
-        raise UsageError(f"vary: found {len(texts)} sources; expected one")
+        raise UsageError(
+            f"vary: found {len(texts)} sources; expected one, its options in parentheses, as "
+            f"vary:({','.join(texts)});n=50"
+        )
     splits = inner(bare(texts[0]), where)
     rng = Rng(where.seed).child("vary")
     if source.options.keys() & {"classes", "imbalance"}:
