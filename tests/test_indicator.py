@@ -17,7 +17,7 @@ from medistill.errors import DataError, RunRefused, UsageError
 from medistill.indicator import (
     CANDIDATES,
     LEAST,
-    METRICS,
+    SCORES,
     SEED,
     Example,
     Indicator,
@@ -45,7 +45,7 @@ def measured(random: float, fisher: float = 1.0, classes: int = 2) -> dict[str, 
     sizes = {"1": random, "10": random + 0.1}
     varied = {"fisher": fisher, "modes": 2.0, "dimension_mle": 8.0, "majority": 0.5}
     return {
-        "random": {size: {m: [v - 0.01, v + 0.01] for m in METRICS} for size, v in sizes.items()},
+        "random": {size: {m: [v - 0.01, v + 0.01] for m in SCORES} for size, v in sizes.items()},
         "variation": varied,
         "classes": classes,
         "train": 1000,
@@ -75,6 +75,7 @@ def test_a_line_through_random_accuracy_is_found_exactly() -> None:
     line = made.report["accuracy"][SEED]
     assert line["error"] == pytest.approx(0, abs=1e-9)
     assert line["budgets"]["1"]["spearman"] == pytest.approx(1)
+    assert line["methods"] == {"dm": {"1": pytest.approx(line["error"])}}
     assert made.chosen in (SEED, "learning curve")
     found = made.predict(measured(0.5), "dm", 1, "accuracy")
     assert found.mean == pytest.approx(0.6, abs=1e-6)

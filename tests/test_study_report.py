@@ -118,7 +118,7 @@ def test_figures_hold_what_the_rows_say() -> None:
 def test_the_indicators_figure_predicts_each_dataset_by_the_others() -> None:
     def measured(score: float) -> dict[str, Any]:
         varied = {"fisher": 1.0, "modes": 2.0, "dimension_mle": 8.0, "majority": 0.5}
-        sizes = {"1": {"accuracy": [score], "auc": [score]}}
+        sizes = {"1": {name: [score] for name in ("accuracy", "balanced_accuracy", "auc")}}
         return {"random": sizes, "variation": varied, "classes": 2, "train": 100}
 
     examples = [

@@ -18,6 +18,7 @@ from .records import Json, read_json
 FORMAT = "medistill indicator 1"
 SHIPPED = "indicator.json"
 METRICS = ("accuracy", "auc")
+SCORES = ("accuracy", "balanced_accuracy", "auc")
 COVERAGE = 0.8
 LEAST = 8  # datasets, below which nothing is fitted
 SEED = "random accuracy alone"
@@ -44,10 +45,12 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
     random      mean score of random samples of that size, read from the curve
     curve_full  where the curve would end: its power law at all training images
     slope       gain of the score from the smallest sample to the largest, per factor of ten
+    random_...  mean accuracy, balanced accuracy and AUC of random samples of that size
     and the logarithms of the numbers of classes and images, and the numbers of variation.
 
     Example:
-        >>> scores = {"1": {"auc": [0.6, 0.8]}, "10": {"auc": [0.9]}}
+        >>> one, ten = (dict.fromkeys(SCORES, values) for values in ([0.6, 0.8], [0.9]))
+        >>> scores = {"1": one, "10": ten}
         >>> variation = {"fisher": 1.0, "modes": 2.0, "dimension_mle": 5.0, "majority": 0.5}
         >>> found = inputs_of({"random": scores, "variation": variation, "classes": 2,
         ...                    "train": 100}, 10, "auc")
@@ -62,6 +65,7 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
         "random": curve_at(sizes, means, ipc or each),
         "curve_full": curve_at(sizes, means, each),
         "slope": (means[-1] - means[0]) / spread,
+        **{f"random_{name}": _random(measured, name, ipc or each) for name in SCORES},
         "classes": math.log(measured["classes"]),
         "train": math.log(measured["train"]),
         "fisher": math.log(max(varied["fisher"], 1e-6)),
@@ -69,6 +73,10 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
         "modes": math.log(varied["modes"]),
         "majority": varied["majority"],
     }
+
+
+def _random(measured: Json, metric: str, size: float) -> float:
+    return curve_at(*curve_of(measured, metric), size)
 
 
 def curve_of(measured: Json, metric: str) -> tuple[list[int], list[float]]:
@@ -133,11 +141,13 @@ def _process(known: Array, target: Array, new: Array) -> Array:
 
 # Candidates: which inputs they see, and how they predict.
 FEW = ("random", "curve_full", "slope", "classes", "fisher")
+SCORED = (*FEW, *(f"random_{name}" for name in SCORES))
 MANY = (*FEW, "train", "dimension", "modes", "majority")
 CANDIDATES: dict[str, tuple[tuple[str, ...], Model]] = {
     SEED: (("random",), _line),
     "learning curve": (("random", "curve_full"), _line),
     "ridge, few": (FEW, _ridge),
+    "ridge, three scores": (SCORED, _ridge),
     "ridge, many": (MANY, _ridge),
     "Gaussian process": (FEW, _process),
 }

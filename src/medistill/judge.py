@@ -38,10 +38,10 @@ def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indic
 
     The report holds of each candidate, by metric: mean absolute `error` of the score over all
     datasets, methods and budgets; `budgets`, what stands at one number of images per class (means
-    over methods); `pooled_pearson` and `pooled_spearman` over all budgets at once, which easy
-    datasets and large budgets make high; `p_value`, how often datasets that have changed places
-    would correlate as well; `p_better`, how often flipped signs would make it beat the random
-    score alone by as much.
+    over methods); `methods`, the error of each method at each; `pooled_pearson` and
+    `pooled_spearman` over all budgets at once, which easy datasets and large budgets make high;
+    `p_value`, how often datasets that have changed places would correlate as well; `p_better`, how
+    often flipped signs would make it beat the random score alone by as much.
     Raises: RunRefused when fewer than eight datasets are known.
     """
     usable = [one for one in examples if methods_of([one])]
@@ -139,10 +139,22 @@ def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, To
     judged = {
         "error": float(np.abs(told - reached).mean()) if len(told) else math.inf,
         "budgets": by_budget,
+        "methods": _by_method(examples, found),
         "pooled_pearson": _correlated(told, reached, "pearsonr"),
         "pooled_spearman": _correlated(told, reached, "spearmanr"),
     }
     return judged, found
+
+
+def _by_method(examples: Sequence[Example], found: Told) -> Json:
+    """Return the error of each method at each number of images per class that is known."""
+    errors = np.abs(found.told - found.reached)
+    told: Json = {}
+    for m, method in enumerate(methods_of(examples)):
+        for b, ipc in enumerate(budgets_of(examples)):
+            if np.isfinite(errors[:, m, b]).any():
+                told.setdefault(method, {})[str(ipc)] = float(np.nanmean(errors[:, m, b]))
+    return told
 
 
 def _one(model: Model, table: Array, targets: dict[str, Array], families: Sequence[str]) -> Json:
