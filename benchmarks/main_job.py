@@ -485,7 +485,7 @@ def cell_text(rows: Rows, name: str, start: str, ipc: int) -> str:
     if start and 1 < len(found) != len(SEEDS):
         text += f" ({len(found)} seeds)"
     if found[0]["steps"]:
-        text += f"; {found[0]['steps']} of {found[0]['paper_steps']:,} steps"
+        text += f"; {found[0]['steps']:,} of {found[0]['paper_steps']:,} steps"
     return text
 
 
