@@ -27,6 +27,7 @@ from medistill.audit import (
     one_run,
     worst_patient,
 )
+from medistill.audit.affordable import affordable, copying
 from medistill.audit.attributes import attributes, subgroups
 from medistill.audit.battery import _seen_by
 from medistill.audit.copies import chance_of
@@ -359,7 +360,7 @@ def test_a_patients_images_are_in_or_out_and_asked_about_together() -> None:
         assert len(set(pool.units[own].tolist())) == 1
         assert len(set(pool.canaries[own].tolist())) == 1
         assert all(len(set(row.tolist())) == 1 for row in inside[:, own])
-    assert int(pool.canaries.sum()) == 15  # five patients, for four and two thirds
+    assert int(pool.canaries.sum()) == 12  # four patients, for four and two thirds
     scores = np.random.default_rng(0).normal(size=(12, 60))
     scores[3, :2] = np.nan
     scores[4, pool.units.numpy() == 1] = np.nan
@@ -374,7 +375,33 @@ def test_a_patients_images_are_in_or_out_and_asked_about_together() -> None:
     held = Shadows(inside, np.zeros((12, 60 + len(SPLITS.val))), near)
     (leak,) = attack(pool, held, ("set",))
     assert leak.natural is not None
-    assert leak.natural.found[0].members + leak.natural.found[0].others <= 12 * 15
+    assert leak.natural.found[0].members + leak.natural.found[0].others <= 12 * 16
+
+
+def test_few_patients_are_not_asked_about_and_no_model_lacks_a_class() -> None:
+    way = Way(DM(), Budget(ipc=2), SMALL, steps=1, student_steps=1)
+
+    def left(each: int, images: int, ipc: int = 2) -> tuple[int, list[str]]:
+        told: list[str] = []
+        pool = pool_of(of_patients(SPLITS.train, each), SPLITS.val, images=images, canaries=12)
+        asked = dataclasses.replace(way, budget=Budget(ipc=ipc))
+        return affordable(pool, (asked, copying(asked, 1)), 4, 0, 60.0, told), told
+
+    enough, told = left(1, 60)
+    assert (enough, told) == (4, [])
+    enough, told = left(5, 60)
+    assert enough == 0
+    assert "found 12 patients, 2 of them with a wrong label, among 60 images" in told[0]
+    # The first coins leave a class of 30 or so images; some model of 64 has fewer than 24 of one.
+    pool = pool_of(SPLITS.train, SPLITS.val, images=80, canaries=16)
+    classes = [pool.real.labels[torch.from_numpy(row)] for row in coins(pool.units, 64, 0)]
+    fewest = min(int(labels.bincount(minlength=2).min()) for labels in classes)
+    first = int(classes[0].bincount(minlength=2).min())
+    assert fewest < first
+    budget = dataclasses.replace(way, budget=Budget(ipc=first))
+    told = []
+    assert affordable(pool, (budget, copying(budget, 1)), 64, 0, 60.0, told) == 0
+    assert told[0].startswith("membership: each model has half of 80 images: found")
 
 
 def test_where_each_image_is_a_patient_nothing_is_drawn_otherwise() -> None:
@@ -425,8 +452,11 @@ def test_facts_tell_what_shares_and_a_learned_rate_give_away(tmp_path: Path) -> 
 
     shared = facts("--images", "11", "--budget", "proportional")["class sizes"]
     assert (shared.weight, "follow the sizes" in shared.text) == ("some", True)
-    whole = facts("--ipc", "10", "--small", "whole")["class sizes"]
-    assert (whole.weight, "as many images of nodule" in whole.text) == ("high", True)
+    for budget in (("--ipc", "10"), ("--images", "20"), ("--ipc", "9", "--budget", "sqrt")):
+        whole = facts(*budget, "--small", "whole")["class sizes"]
+        short = "was taken whole" in whole.text
+        assert (whole.weight, short) in (("high", True), ("some", False)), budget
+        assert short or "sqrt" in budget
     even = facts("--ipc", "2", "--small", "whole")
     assert even["class sizes"].weight == "none"
     assert even["recipe"].weight == "none"

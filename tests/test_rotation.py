@@ -1,5 +1,6 @@
 """Keys that are changed: whom a receiver believes after, and by which notes nobody is believed."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,32 @@ def test_a_key_that_stands_there_twice_is_changed_twice(
     assert keyid_of(keys["old"].public_key()) not in names_of(trust).values()
 
 
+def test_a_note_that_is_offered_again_brings_no_old_key_back(
+    tmp_path: Path, trust: Path, keys: dict[str, Key]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(rotation(keys["old"], keys["new"]))
+    second.write_bytes(rotation(keys["new"], keys["thief"]))  # named so, and honest here
+    accepted(first, trust)
+    accepted(second, trust)
+    third = tmp_path / "third"
+    third.write_bytes(rotation(keys["thief"], keys["old"]))  # home again, says the sender
+    with pytest.raises(RunRefused, match="was replaced here before"):
+        accepted(third, trust)
+    with pytest.raises(PackageRefused, match="not trusted here"):
+        accepted(first, trust)
+
+
+def test_what_a_kill_left_between_two_files_is_finished(
+    tmp_path: Path, trust: Path, keys: dict[str, Key]
+) -> None:
+    (trust / "zzz.pem").write_bytes((trust / "site-a.pem").read_bytes())
+    (trust / "site-a.pem").write_bytes(public_pem(keys["new"].public_key()))  # as a kill leaves it
+    (tmp_path / "note").write_bytes(rotation(keys["old"], keys["new"]))
+    accepted(tmp_path / "note", trust)
+    assert keyid_of(keys["old"].public_key()) not in names_of(trust).values()
+
+
 def note_of(keys: dict[str, Key], by: tuple[str, ...], **changed: str) -> bytes:
     """Return a note signed by some keys only."""
     record = {
@@ -193,14 +220,14 @@ def test_the_command_line_changes_keys(tmp_path: Path) -> None:
     assert names_of(trust) == {"public": after}
     assert cli("accept", tmp_path / "absent", "--trust", trust).exit_code == 3
     again = [load_private(path) for path in reversed(private)]
+    note.unlink()
     note.write_bytes(rotation(*again))
-    assert cli("accept", note, "--trust", trust).exit_code == 0  # back again
-    (tmp_path / "both").mkdir()
-    for name in ("before", "after"):
-        content = public_pem(load_private(tmp_path / name / "private.pem").public_key())
-        (tmp_path / "both" / f"{name}.pem").write_bytes(content)
-    with pytest.raises(RunRefused, match="already"):
-        accepted(note, tmp_path / "both")
+    back = cli("accept", note, "--trust", trust)
+    assert (back.exit_code, "was replaced here before" in back.stderr) == (5, True)
     with pytest.raises(DataError):
         accepted(note, tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    assert cli("accept", tmp_path / "pipe", "--trust", trust).exit_code == 4
+    os.close(writer)
     assert envelope_of(note.read_bytes(), KIND, "note").marks

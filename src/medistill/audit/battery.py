@@ -1,9 +1,7 @@
 """The whole audit of a run: facts, copies, membership with both controls, and what was left out."""
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,14 +14,13 @@ from ..backbones import Network, from_spec, to_spec
 from ..budget import Budget
 from ..compute import PLAIN, Compute
 from ..engine import Engine, Here
-from ..errors import DataError, RunRefused, UsageError
+from ..errors import DataError, UsageError
 from ..methods import Task, make
 from ..model import train
 from ..pictures import png, sheet
 from ..pixels import denormalize
 from ..prepare import prepared
 from ..privacy import Guarantee, Unit
-from ..progress import hushed
 from ..records import (
     Json,
     digest,
@@ -38,6 +35,7 @@ from ..rng import Rng
 from ..sets import RealSet, Splits, SyntheticSet
 from ..sketch import SketchSpec
 from ..train import CPU, RealImages, fit
+from .affordable import affordable, copying, in_time
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
 from .curves import LEVEL
@@ -45,14 +43,11 @@ from .facts import facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
     ATTACKS,
-    FEWEST,
     Leak,
     Pool,
     Shadows,
     Way,
-    ask,
     attack,
-    coins,
     nothing_to_find,
     pool_of,
     shadows,
@@ -65,9 +60,7 @@ FORMAT = "medistill audit 1"
 HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
-MOST_MODELS = 64
 FEWEST_IMAGES = 40
-LATE = "the minutes were over before; give --budget more"
 AREAS = 2 * len(ATTACKS)  # that are looked at together: of each attack, for two kinds of images
 CONTROL_STEPS = 400  # until copies are known by heart
 
@@ -120,29 +113,18 @@ def audit_run(
     of_the_set = partial(_of_the_set, made, run, splits, plain, cache, left)
     parts = {"reconstruction, subgroups and attributes": of_the_set}
     parts["mechanism"] = partial(_of_the_release, run, left)
-    record |= _in_time(parts, begin + 60 * minutes, left)
+    record |= in_time(parts, begin + 60 * minutes, left)
     pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
     way = way_of(run, student_steps, compute)
-    control = _copying(way, control_steps)
+    control = copying(way, control_steps)
     spent = time.monotonic() - begin
-    enough = _affordable(pool, (way, control), models, 60 * minutes - spent, left)
+    enough = affordable(pool, (way, control), models, seed, 60 * minutes - spent, left)
     if enough:
         record |= _membership(pool, (way, control), enough, seed, engine, cache)
     record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
     return record
-
-
-def _in_time(parts: Mapping[str, Callable[[], Json]], end: float, left: list[str]) -> Json:
-    """Return what the parts tell that begin before the end; the others are named in `left`."""
-    told: Json = {"subgroups": [], "attributes": []}
-    for what, look in parts.items():
-        if time.monotonic() < end:
-            told |= look()
-        else:
-            left.append(f"{what}: {LATE}")
-    return told
 
 
 def _seen_by(made: SyntheticSet, splits: Splits) -> Splits:
@@ -248,46 +230,6 @@ def _check(made: SyntheticSet, run: Json, splits: Splits) -> None:
         raise UsageError(f"found several labels of an image in {card.name}; expected one")
 
 
-def _affordable(
-    pool: Pool, ways: tuple[Way, Way], models: int | None, seconds: float, left: list[str]
-) -> int:
-    """Return how many models there will be; 0, with the reason, where there cannot be enough.
-
-    Unless they are told, the way and its control are gone once each to see how long they take.
-    """
-    coin, way = torch.from_numpy(coins(pool.units, 1)[0]), ways[0]
-    try:
-        Task(pool.real.take(coin.nonzero().flatten()), way.budget, way.backbone)
-        if models is not None:
-            return models
-        if seconds <= 0:
-            left.append(f"membership: {LATE}")
-            return 0
-        begin = time.monotonic()
-        with hushed():
-            for one in ways:
-                ask(pool, one, (coin, 0))
-    except RunRefused as error:
-        left.append(f"membership: each model has half of {len(pool.real)} images: {error}")
-        return 0
-    each = time.monotonic() - begin
-    fits = min(MOST_MODELS, int((seconds - each) / each))
-    if fits >= FEWEST:
-        return fits
-    needed = math.ceil((FEWEST + 2) * each / 60)
-    left.append(
-        f"membership: a model and its control take {each:.0f} s and {FEWEST} are needed; give "
-        f"--budget {needed} or --models {FEWEST}"
-    )
-    return 0
-
-
-def _copying(way: Way, least: int) -> Way:
-    """Return the positive control of a way."""
-    steps = max(way.student_steps, least)
-    return dataclasses.replace(way, copies=True, rate=0.05, batch=64, student_steps=steps)
-
-
 def _membership(
     pool: Pool,
     ways: tuple[Way, Way],
@@ -348,8 +290,12 @@ def _unit(pool: Pool) -> Unit:
 
 
 def _claimed(pool: Pool, guarantee: Guarantee | None) -> float | None:
-    """Return the epsilon that is promised for who was asked about, if one is."""
-    return guarantee.epsilon if guarantee and guarantee.unit == _unit(pool) else None
+    """Return the epsilon that is promised for who was asked about, if one is.
+
+    Equal images of a folder go by one coin, and are more than the one image of a promise.
+    """
+    alone = guarantee and (guarantee.unit == "patient" or len(pool.first) == len(pool.real))
+    return guarantee.epsilon if guarantee and alone and guarantee.unit == _unit(pool) else None
 
 
 def _leaks(pool: Pool, held: Shadows) -> Json:

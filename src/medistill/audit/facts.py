@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..records import Json
+from ..budget import Budget
+from ..records import Json, from_record
 from ..sets import GIVEN, SyntheticSet
 
 Weight = Literal["high", "some", "none"]
@@ -73,18 +74,15 @@ def _labels(made: SyntheticSet) -> Fact:
 
 
 def _shares(made: SyntheticSet, run: Json, noisy: bool) -> Fact:
-    budget, names = run["budget"], made.card.classes
-    counts = made.labels.argmax(1).bincount(minlength=len(names)).tolist()
-    ipc = budget.get("ipc")
-    whole = [name for name, count in zip(names, counts, strict=True) if ipc and count < ipc]
+    budget = from_record(Budget, run["budget"])
     kind, after = "class sizes", ", as a release with noise tells them" if noisy else ""
     if made.card.task == "multi-label":
         text = "labels are those of real images: which occur together, and how often"
         return Fact(kind, "some", text)
-    if budget["small"] == "whole" and whole:
-        told = f"as many images of {', '.join(whole)} as there are training images{after}"
-        return Fact(kind, "none" if noisy else "high", told)
-    if budget["share"] != "equal":
+    if budget.small == "whole" and len(made) < budget.total(made.card):
+        told = "a class with fewer real images than its share was taken whole: how many it has"
+        return Fact(kind, "none" if noisy else "high", told + after)
+    if budget.share != "equal":
         told = f"the numbers of images by class follow the sizes of the classes{after}"
         return Fact(kind, "none" if noisy else "some", told)
     return Fact(kind, "none", "there are equally many images of each class")

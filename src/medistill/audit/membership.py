@@ -75,7 +75,8 @@ def pool_of(
 ) -> Pool:
     """Draw the images to ask about from training images, some with a wrong label.
 
-    Units are drawn whole, but for the last, and all images of a unit are canaries or none.
+    Units are drawn whole, but for the last, and all images of a unit are canaries or none:
+    `canaries` of `images` is their share of units.
     Raises: UsageError when there are fewer training images than asked for.
     """
     if images > len(members) or not 0 <= canaries <= images:
@@ -87,7 +88,8 @@ def pool_of(
     order = _first_units(_numbered(members), images, rng.at("images"))
     real = members.take(order)
     units = _numbered(real)
-    chosen = units[_first_units(units, canaries, rng.at("canaries"))]
+    count = int(units.max()) + 1
+    chosen = torch.randperm(count, generator=rng.at("canaries"))[: canaries * count // images]
     marked = torch.isin(units, chosen)
     shift = torch.randint(1, classes, (images,), generator=rng.at("labels"))
     wrong = (real.labels.cpu() + shift) % classes

@@ -113,9 +113,12 @@ def _text(record: "Json", run: Path) -> str:
 
 
 def _attacks(record: "Json") -> list[str]:
+    who = f"{record['images']} images"
+    if record["units"] < record["images"]:
+        who += f" of {record['units']} {record['unit']}s"
     lines = [
-        f"membership: {record['models']} models, {record['images']} images, "
-        f"{record['canaries']} of them with a wrong label"
+        f"membership: {record['models']} models, {who}, {record['canaries']} of them with a wrong "
+        "label"
     ]
     for title, key in (
         ("run", "membership"),

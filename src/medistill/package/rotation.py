@@ -1,6 +1,7 @@
 """Change keys: a note by which a receiver believes a sender's new key in place of the old one."""
 
 import os
+import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,11 +45,12 @@ def accepted(path: Path, trust: Path, threshold: int = 1) -> tuple[Signer, Signe
 
     The note must be signed by the old key, which is trusted here, by the new one, and by
     `threshold` trusted keys in all. The old key stays beside the new one under a name that is not
-    read. Versions seen of the old key do not count for the new one: whoever stole the old key and
-    signed a high version with it gains nothing by that. Against a thief who writes a note of his
-    own only a higher threshold helps, or another channel.
+    read, and no note brings it back. Versions seen of the old key do not count for the new one:
+    whoever stole the old key and signed a high version with it gains nothing by that. Against a
+    thief who writes a note of his own only a higher threshold helps, or another channel.
     Raises: PackageRefused when the note does not hold; DataError when it cannot be read; RunRefused
-    when the keys cannot be written; UsageError when the threshold is none.
+    when the new key was replaced here before, or keys cannot be written; UsageError when the
+    threshold is none.
     """
     if threshold < 1:
         raise UsageError(f"found --threshold {threshold}; expected 1 or more keys")
@@ -65,8 +67,12 @@ def accepted(path: Path, trust: Path, threshold: int = 1) -> tuple[Signer, Signe
             "the sender for the public key over another channel"
         )
     new = Signer(old.name, checked(raw))
-    if any(one.keyid == new.keyid for one in known):
-        raise RunRefused(f"found the new key in {trust} already; expected a new one")
+    folder = trust if trust.is_dir() else trust.parent
+    if any(load_trust(path)[0].keyid == new.keyid for path in folder.glob(f"*{RETIRED}")):
+        raise RunRefused(
+            "found a note for a key that was replaced here before; expected a new one: a note that "
+            "is offered again would bring back a key that may be stolen by now"
+        )
     vouched = [one for one in known if envelope.holds(one.keyid, one.key)]
     if old not in vouched or not envelope.holds(new.keyid, new.key) or len(vouched) < threshold:
         raise PackageRefused(
@@ -86,6 +92,8 @@ def _content(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise PackageRefused(f"found {path}, which is no plain file; expected a note")
             return file.read(MOST_JSON + 1)
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror}; expected a note") from None

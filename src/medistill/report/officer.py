@@ -184,7 +184,7 @@ def _together(held: Json, ledger: Ledger) -> str:
             f"The ledger at hand does not hold {listed(missing)}: ask whoever released that what "
             "all releases of those data come to, or give --ledger FILE."
         )
-    return " ".join(told)
+    return " ".join(dict.fromkeys(told))
 
 
 def _releases(held: Json) -> str:
@@ -296,6 +296,8 @@ def _grid(run: Json, audit: Json) -> Section:
     back = audit.get("reconstruction", {}).get("failed", False)
     better = [one["name"] for one in audit["attributes"] if one["low"] > 0]
     inferred = "not tried: the source has no attribute beside the class"
+    if any(one.startswith("reconstruction, subgroups") for one in audit["left_out"]):
+        inferred = "not tried: there was no time for it"
     if audit["attributes"]:
         inferred = "no attribute is guessed better of members"
     if better:

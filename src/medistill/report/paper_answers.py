@@ -159,21 +159,24 @@ def sample(indicator: Indicator) -> list[str]:
     parts.append(
         f"Kept: {indicator.chosen}, from {len(indicator.examples)} datasets. Being the best of "
         f"{len(indicator.report['accuracy'])} on the same datasets, its error is a little "
-        "flattered. Its error by method, of accuracy and of AUC:"
+        "flattered."
     )
-    return [*parts, _by_method(indicator)]
+    return [*parts, *_by_method(indicator)]
 
 
-def _by_method(indicator: Indicator) -> str:
+def _by_method(indicator: Indicator) -> list[str]:
     """Return the errors of the kept candidate on datasets left out, method by method."""
     accuracy, auc = (indicator.report[name][indicator.chosen] for name in ("accuracy", "auc"))
+    if "methods" not in accuracy:  # an indicator that was fitted before they were told
+        return []
     budgets = list(accuracy["budgets"])
     rows = []
     for method, errors in accuracy["methods"].items():
         both = (errors, auc["methods"][method])
         cells = [" / ".join(f"{one[ipc]:.3f}" for one in both if ipc in one) for ipc in budgets]
         rows.append((method, *cells))
-    return markdown(("method", *(f"{ipc} per class" for ipc in budgets)), rows)
+    shown = markdown(("method", *(f"{ipc} per class" for ipc in budgets)), rows)
+    return ["Its error by method, of accuracy and of AUC:", shown]
 
 
 def _judged(at: Json) -> tuple[str, ...]:
