@@ -21,7 +21,8 @@ import torch
 
 from medistill import __version__
 from medistill.audit import audit_mechanism, worst_patient
-from medistill.audit.battery import CONTROL_STEPS, NUMBERS, _copying
+from medistill.audit.affordable import copying
+from medistill.audit.battery import CONTROL_STEPS, NUMBERS
 from medistill.audit.membership import Way, attack, nothing_to_find, pool_of, shadows
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
@@ -107,7 +108,7 @@ def positive() -> list[dict[str, Any]]:
         splits = load(name, offline=True)
         pool = pool_of(splits.train, splits.val, images=IMAGES, canaries=IMAGES // 5)
         with hushed():
-            held = shadows(pool, _copying(way(), CONTROL_STEPS), models=MODELS)
+            held = shadows(pool, copying(way(), CONTROL_STEPS), models=MODELS)
         for leak in attack(pool, held):
             for side, curve in (("natural", leak.natural), ("canaries", leak.canaries)):
                 assert curve is not None

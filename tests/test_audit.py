@@ -597,7 +597,7 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     for cell in text.replace("|", "\n").splitlines():
         said = unescape(" ".join(cell.strip("#- ").split()))
         assert cell.startswith(("# ", "Evidence")) or said in shown, said
-    short = CliRunner().invoke(app, [*words[:4], "--budget", "0.001"])
+    short = CliRunner().invoke(app, [*words[:4], "--budget", "0.00001"])
     for part in ("reconstruction, subgroups and attributes", "mechanism", "membership"):
         assert f"left out: {part}: the minutes were over before; give --budget" in short.stdout
     few = CliRunner().invoke(app, [*words[:4], "--images", "19"])
