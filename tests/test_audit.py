@@ -561,9 +561,9 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
     for control in ("membership", "positive_control", "negative_control"):
         assert set(record[control]) == {"lira", "rmia", "set"}
     assert [text.split(":")[0] for text in record["left_out"]] == [
+        "mechanism",
         "reconstruction",
         "attributes",
-        "mechanism",
     ]
     assert {one["name"] for one in record["subgroups"]} == {"class normal", "class nodule"}
     assert {fact["kind"]: fact["weight"] for fact in record["facts"]} == {
@@ -598,7 +598,8 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
         said = unescape(" ".join(cell.strip("#- ").split()))
         assert cell.startswith(("# ", "Evidence")) or said in shown, said
     short = CliRunner().invoke(app, [*words[:4], "--budget", "0.00001"])
-    for part in ("reconstruction, subgroups and attributes", "mechanism", "membership"):
+    assert "left out: mechanism: the run has no private release to audit" in short.stdout
+    for part in ("reconstruction, subgroups and attributes", "membership"):
         assert f"left out: {part}: the minutes were over before; give --budget" in short.stdout
     few = CliRunner().invoke(app, [*words[:4], "--images", "19"])
     assert few.exit_code == 2
