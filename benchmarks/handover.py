@@ -41,23 +41,9 @@ def run(*words: str | Path, at: Path, cache: Path) -> str:
 
 def sent(folder: Path, method: str, seed: int, cache: Path) -> tuple[Path, list[str]]:
     """Return the package that site A makes, and the commands that made it."""
+    distill = f"distill {DATA} --method {method} --ipc {IPC} --backbone {BACKBONE}".split()
     made: list[list[str]] = [
-        [
-            "distill",
-            DATA,
-            "--method",
-            method,
-            "--ipc",
-            IPC,
-            "--backbone",
-            BACKBONE,
-            *FAST,
-            *METHODS[method],
-            "--seed",
-            str(seed),
-            "--out",
-            "run",
-        ],
+        [*distill, *FAST, *METHODS[method], "--seed", str(seed), "--out", "run"],
         ["evaluate", "run", "--data", DATA, "--seeds", STUDENTS, *FAST],
         ["keygen", "--out", "keys"],
     ]

@@ -346,12 +346,7 @@ def sketch_beside_dm(groups: dict[tuple[str, str, str, int], list[dict[str, Any]
             base = groups.get((dataset, "dm", "real", ipc), [])
             if len(own) < 2 or len(base) < 2:
                 continue
-            gains = []
-            for metric in ("accuracy", "auc"):
-                means = [sum(row[metric] for row in rows) / len(rows) for rows in (own, base)]
-                gains.append(f"{100 * (means[0] - means[1]):+.1f}")
-            sides = " / ".join(side(own, base, metric) for metric in ("accuracy", "auc"))
-            lines.append(f"| {dataset} | {ipc} | {' | '.join(gains)} | {sides} |")
+            lines.append(f"| {dataset} | {ipc} | {' | '.join(difference(own, base))} |")
     return lines
 
 
@@ -368,16 +363,19 @@ def behind(groups: dict[tuple[str, str, str, int], list[dict[str, Any]]]) -> lis
                 own, base = (groups.get((dataset, name, start, ipc), []) for start in STARTS["dm"])
                 if len(own) < 2 or len(base) < 2 or own[0]["steps"] != base[0]["steps"]:
                     continue
-                means = [
-                    [sum(row[metric] for row in rows) / len(rows) for rows in (own, base)]
-                    for metric in ("accuracy", "auc")
-                ]
-                gains = [f"{100 * (noise - real):+.1f}" for noise, real in means]
-                sides = " / ".join(side(own, base, metric) for metric in ("accuracy", "auc"))
                 made = f"{own[0]['steps']:,} of {own[0]['paper_steps']:,}"
-                cells = (dataset, str(ipc), name, *gains, sides, made)
+                cells = (dataset, str(ipc), name, *difference(own, base), made)
                 lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> list[str]:
+    """Return by how many points means differ, accuracy and AUC, and whether intervals part."""
+    gains = []
+    for metric in ("accuracy", "auc"):
+        means = [sum(row[metric] for row in rows) / len(rows) for rows in (own, base)]
+        gains.append(f"{100 * (means[0] - means[1]):+.1f}")
+    return [*gains, " / ".join(side(own, base, metric) for metric in ("accuracy", "auc"))]
 
 
 def side(own: list[dict[str, Any]], base: list[dict[str, Any]], metric: str) -> str:

@@ -57,27 +57,35 @@ def toy(
 
     In multi-label sets every third image is said to have the next class as well.
     """
-    generator = Rng(0).at("toy", channels)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    images = torch.randint(0, 120, (len(labels), channels, 8, 8), generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, 2 * label : 2 * label + 2] += 120
+    images = _bands(labels, channels, 120, 120, Rng(0).at("toy", channels))
     if kind == "multi-label":
         labels = torch.nn.functional.one_hot(labels, len(counts))
         labels[::3] |= labels[::3].roll(1, 1)
     card = Card("toy", kind, tuple(f"class {c}" for c in range(len(counts))), channels, (8, 8))
-    part = RealSet(images.to(torch.uint8), labels, card)
-    return with_statistics(Splits(part, part, part)).train
+    return _alone(images, labels, card)
 
 
 def noisy(seed: int, per_class: int) -> RealSet:
     """Return a real set of 8x8 images of three classes: faint bands under strong noise."""
-    generator = Rng(seed).at("noisy")
     labels = torch.arange(3).repeat_interleave(per_class)
-    images = torch.randint(0, 220, (len(labels), 1, 8, 8), generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, 2 * label : 2 * label + 2] += 30
+    images = _bands(labels, 1, 220, 30, Rng(seed).at("noisy"))
     card = Card("noisy", "multi-class", ("top", "middle", "bottom"), 1, (8, 8))
+    return _alone(images, labels, card)
+
+
+def _bands(
+    labels: Tensor, channels: int, noise: int, band: int, generator: torch.Generator
+) -> Tensor:
+    """Return noise below `noise`, brighter by `band` at the height of each image's class."""
+    images = torch.randint(0, noise, (len(labels), channels, 8, 8), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 2 * label : 2 * label + 2] += band
+    return images
+
+
+def _alone(images: Tensor, labels: Tensor, card: Card) -> RealSet:
+    """Return a set with the statistics of its own images."""
     part = RealSet(images.to(torch.uint8), labels, card)
     return with_statistics(Splits(part, part, part)).train
 

@@ -85,9 +85,8 @@ def audit_run(
     Members are training images, others those of the validation split; the test split is not read.
     `models` times the whole way is gone again, each on images drawn by coins; unless given, as many
     as the minutes allow. What they do not allow is named in `left_out`; only copies are looked for
-    whatever they say. There is no verdict on
-    membership without both controls: copies of real images, which must be found, and members drawn
-    anew, of whom nothing can be found.
+    whatever they say. There is no verdict on membership without both controls: copies of real
+    images, which must be found, and members drawn anew, of whom nothing can be found.
     `control_steps` is the least length of the positive control's students: the longer, the surer
     copies are known by heart. `cache` holds what the run prepared (experts, banks), so that its
     start is found at once, and the control, which is the same for all runs on the same data.
@@ -109,7 +108,7 @@ def audit_run(
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["data"] = _counted(splits.train)
     record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
-    record["copies"] = _copied(folder, made, splits, seed)
+    record["copies"] = _copies_told(folder, made, splits, seed)
     left: list[str] = []
     parts = _of_the_release(run, left)
     of_the_set = partial(_of_the_set, made, run, splits, plain, cache, left)
@@ -312,7 +311,7 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
     return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
 
 
-def _copied(folder: Path, made: SyntheticSet, splits: Splits, seed: int) -> list[Json]:
+def _copies_told(folder: Path, made: SyntheticSet, splits: Splits, seed: int) -> list[Json]:
     """Return what was found of copies, and write the gallery of the nearest."""
     found = copies(made, splits.train, splits.val, seed=seed)
     write_atomic(folder / "audit_copies.png", _gallery(made, found[0], splits.train))

@@ -214,7 +214,7 @@ def slices(content: bytes) -> Callable[[int, int], bytes]:
     return lambda begin, size: content[begin : begin + size]
 
 
-def _reads(handle: int) -> Callable[[int, int], bytes]:
+def reads(handle: int) -> Callable[[int, int], bytes]:
     """Return how an open file is read at a place; fewer bytes where it ends before."""
 
     def read(begin: int, size: int) -> bytes:
@@ -235,14 +235,14 @@ def held(path: Path) -> Iterator[Files]:
     """
     with ExitStack() as stack:
         try:
-            handle = _opened(stack, path)
+            handle = open_plain(stack, path)
         except OSError as error:
             raise PackageRefused(
                 f"could not open {path}: {error.strerror}; expected a package, not a link to one"
             ) from None
         if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            size = _size(handle, path.name, MOST_BYTES + MOST_TEXT)
-            yield laid_out(_reads(handle), size)
+            size = size_of(handle, path.name, MOST_BYTES + MOST_TEXT)
+            yield laid_out(reads(handle), size)
             return
         names = os.listdir(handle)
         unknown = sorted(set(names) - set(NAMES))
@@ -251,16 +251,17 @@ def held(path: Path) -> Iterator[Files]:
         entries = {}
         for name in sorted(names):
             try:
-                inner = _opened(stack, name, handle)
+                inner = open_plain(stack, name, handle)
             except OSError as error:
                 raise PackageRefused(
                     f"could not open {name}: {error.strerror}; expected a plain file"
                 ) from None
-            entries[name] = Entry(_reads(inner), 0, _size(inner, name, most(name)))
+            entries[name] = Entry(reads(inner), 0, size_of(inner, name, most(name)))
         yield Files(entries)
 
 
-def _opened(stack: ExitStack, path: Path | str, folder: int | None = None) -> int:
+def open_plain(stack: ExitStack, path: Path | str, folder: int | None = None) -> int:
+    """Open a path without following a link, until the stack is left. Raises: OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     handle = os.open(path, flags, dir_fd=folder)
     stack.callback(os.close, handle)
@@ -287,7 +288,7 @@ def whole(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
     return files
 
 
-def _size(handle: int, name: str, limit: int) -> int:
+def size_of(handle: int, name: str, limit: int) -> int:
     """Return the size of an open plain file, if it is not beyond the limit."""
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode):

@@ -198,10 +198,11 @@ def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
     if record.get("predicateType") != PREDICATE or not isinstance(subjects, list):
         return "a statement about something else"
     told = {str(one.get("name")): one for one in subjects if isinstance(one, dict)}
+    held = Files.of(files)
     for name in sorted(set(files) - {SIGNATURE} | set(told)):
         if name not in files:
             return f"{name[:40]!a} is missing"
-        digest = Files.of(files).sha256(name)
+        digest = held.sha256(name)
         if name not in told or told[name].get("digest") != {"sha256": digest}:
             return f"{name} differs"
     return "another form of it"

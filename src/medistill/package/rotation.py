@@ -1,8 +1,7 @@
 """Change keys: a note by which a receiver believes a sender's new key in place of the old one."""
 
-import os
-import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError
 from ..records import canonical, write_atomic
-from .archive import MOST_JSON
+from .archive import MOST_JSON, open_plain, reads, size_of
 from .envelope import bytes_of, envelope_of, enveloped, text_of
 from .keys import Signer, checked, keyid_of, load_trust, public_pem
 from .strict import parsed
@@ -90,10 +89,8 @@ def accepted(path: Path, trust: Path, threshold: int = 1) -> tuple[Signer, Signe
 def _content(path: Path) -> bytes:
     """Read a note, never more bytes than one has."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise PackageRefused(f"found {path}, which is no plain file; expected a note")
-            return file.read(MOST_JSON + 1)
+        with ExitStack() as stack:
+            handle = open_plain(stack, path)
+            return reads(handle)(0, size_of(handle, path.name, MOST_JSON))
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror}; expected a note") from None
