@@ -11,11 +11,12 @@ intervals and that of the difference are printed.
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import jsonl
 
 from medistill import __version__
 from medistill.backbones import backbone
@@ -38,11 +39,6 @@ STARTS = {"dm": "real", "dm-bank": "real", "dc": "real", "dsa": "real", "sketch"
 PATHS = {"plain": Compute(), "fast": Compute("bfloat16", compile=True)}
 SCORES = ("balanced_accuracy", "auc")
 Row = dict[str, Any]
-
-
-def read_rows() -> list[Row]:
-    """Return what was measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def measure(name: str, seed: int, path: str, splits: Splits) -> Row:
@@ -83,15 +79,14 @@ def main() -> None:
     parser.add_argument("--only", choices=list(STEPS))
     only = parser.parse_args().only
     splits = load("pneumoniamnist")
-    known = {(r["method"], r["seed"], r["path"]) for r in read_rows()}
+    known = {(r["method"], r["seed"], r["path"]) for r in jsonl.read(RESULTS)}
     for name in STEPS if only is None else (only,):
         for seed in SEEDS:
             for path in PATHS:
                 if (name, seed, path) not in known:
                     row = measure(name, seed, path, splits)
-                    with open(RESULTS, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-    for name, what, scores in compared(read_rows()):
+                    jsonl.append(RESULTS, [row])
+    for name, what, scores in compared(jsonl.read(RESULTS)):
         sides = (f"{x.mean:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in scores)
         print(f"{name:<8} {what:<18} {' | '.join(sides)}")
 

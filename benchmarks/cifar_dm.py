@@ -13,7 +13,6 @@ measures.
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -53,9 +53,7 @@ def read(folder: Path) -> Splits:
 
 def write(rows: list[dict[str, Any]], arm: str, step: int) -> None:
     """Append rows and print their mean."""
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"step": step, "version": __version__, **row}) + "\n")
+    jsonl.append(RESULTS, ({"step": step, "version": __version__, **row} for row in rows))
     mean = sum(row["accuracy"] for row in rows) / len(rows)
     print(f"{arm} step {step}: {100 * mean:.1f}%", flush=True)
 
@@ -81,7 +79,7 @@ def run(minutes: float, full: bool) -> None:
         rows, _ = arm_rows(arm, splits, longer, backbone, seeds=[0], rates=(), compute=COMPUTE)
         write(rows, "full", 0)
         return
-    scored = {row["step"] for row in read_rows() if row["arm"] == "synthetic"}
+    scored = {row["step"] for row in jsonl.read(RESULTS) if row["arm"] == "synthetic"}
 
     def look(state: State) -> None:
         step = int(state["step"])
@@ -103,17 +101,10 @@ def run(minutes: float, full: bool) -> None:
     look(state)
 
 
-def read_rows() -> list[dict[str, Any]]:
-    """Return all rows measured so far."""
-    if not RESULTS.exists():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
-
-
 def show() -> None:
     """Print the curve."""
     curve: dict[tuple[str, int], list[float]] = {}
-    for row in read_rows():
+    for row in jsonl.read(RESULTS):
         curve.setdefault((row["arm"], row["step"]), []).append(row["accuracy"])
     for (arm, step), values in sorted(curve.items()):
         print(f"{arm:<10}{step:>7} {100 * sum(values) / len(values):.1f}% ({len(values)} students)")

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jsonl
+
 from medistill import __version__
 
 RESULTS = Path(__file__).parent / "results" / "handover.jsonl"
@@ -88,13 +90,6 @@ def measure(method: str, seed: int, cache: Path) -> dict[str, Any]:
         }
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-
-
 def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,11 +99,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for seed in range(SEEDS):
             for method in given.method:
-                if any((row["method"], row["seed"]) == (method, seed) for row in rows()):
+                if (method, seed) in {(row["method"], row["seed"]) for row in jsonl.read(RESULTS)}:
                     continue
                 row = measure(method, seed, Path(cache))
-                with open(RESULTS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                jsonl.append(RESULTS, [row])
                 print({k: v for k, v in row.items() if k != "commands"}, flush=True)
 
 

@@ -20,13 +20,13 @@ worst site counts as much as the mean. Bytes are those that leave the sites, rou
 """
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -226,27 +226,19 @@ def main() -> None:
     if given.part == "table":
         table()
         return
-    known = rows_known()
+    known = jsonl.read(RESULTS)
     for seed in range(given.seeds):
         if not any((row["source"], row["seed"]) == (given.source, seed) for row in known):
             found = measured(given.source, seed)
-            with RESULTS.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in found)
+            jsonl.append(RESULTS, found)
             for row in found:
                 print(seed, row["way"], row["bytes"], row["accuracy"], flush=True)
-
-
-def rows_known() -> list[Row]:
-    """Return what was measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def summary() -> list[Row]:
     """Return one line for each way: means over seeds, of sites where one of them is meant."""
     groups: dict[str, list[Row]] = {}
-    for row in rows_known():
+    for row in jsonl.read(RESULTS):
         way = row["way"]
         kind = way if way.startswith(("fedavg", "flower")) else way.rpartition(" ")[0] or way
         groups.setdefault(kind, []).append(row)

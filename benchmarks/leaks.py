@@ -12,11 +12,11 @@ command line's defaults. Rows go to results/leaks.jsonl.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -79,23 +79,15 @@ def main() -> None:
     if given.part == "table":
         table()
         return
-    done = {(row["set"], row["method"], row["start"]) for row in rows()}
+    done = {(row["set"], row["method"], row["start"]) for row in jsonl.read(RESULTS)}
     for name in SETS:
         for method, start in WAYS:
             wanted = not given.only or any(word in name for word in given.only)
             wanted &= not given.method or method in given.method
             if wanted and (name, method, start) not in done:
                 row = measured(name, method, start, given.workers)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                jsonl.append(RESULTS, [row])
                 print(name, method, start, row["membership"]["lira"], flush=True)
-
-
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]:
@@ -160,7 +152,7 @@ def table() -> None:
         "false alarm in a hundred (percent), with 95% intervals; canaries have a wrong label. That "
         "an attack finds nothing says nothing of other attacks.",
     ]
-    for name in dict.fromkeys(row["set"] for row in rows()):
+    for name in dict.fromkeys(row["set"] for row in jsonl.read(RESULTS)):
         lines += ["", f"## {name}", ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")
         heads += (
@@ -172,10 +164,10 @@ def table() -> None:
         )
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|---" * len(heads) + "|")
-        for row in rows():
+        for row in jsonl.read(RESULTS):
             if row["set"] == name:
                 lines.append("| " + " | ".join(cells(row)) + " |")
-        first = next(row for row in rows() if row["set"] == name)
+        first = next(row for row in jsonl.read(RESULTS) if row["set"] == name)
         for control in ("positive_control", "negative_control"):
             told = curves(first[control])
             lines.append(f"| {control.replace('_', ' ')} | | " + " | ".join(told) + " | | | |")

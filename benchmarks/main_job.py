@@ -10,7 +10,6 @@ a temporary folder.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import sketch_tuning
 import torch
 
@@ -145,21 +145,6 @@ def cells(only: str | None, budgets: list[int]) -> Iterator[tuple[str, str, str,
                             yield dataset, kind.name, start, ipc, seed
 
 
-def read_rows() -> list[dict[str, Any]]:
-    """Return all rows measured so far."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-
-
-def append(rows: list[dict[str, Any]]) -> None:
-    """Add rows to the result file under a lock."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def sources(folder: Path) -> dict[str, str]:
     """Return the source of each dataset, with MedNIST unpacked below `folder`."""
     mednist = folder / "mednist"
@@ -223,7 +208,9 @@ def measure(cell: tuple[str, str, str, int, int], splits: Splits, cache: Path) -
             cache=cache,
             compute=COMPUTE,
         )
-        append([{**common, **row, "method": row["arm"]} for row in random_rows + full_rows])
+        jsonl.append(
+            RESULTS, [{**common, **row, "method": row["arm"]} for row in random_rows + full_rows]
+        )
         return
     rows, _ = arm_rows(
         synthetic_arm(synthetic),
@@ -234,7 +221,7 @@ def measure(cell: tuple[str, str, str, int, int], splits: Splits, cache: Path) -
         rates=(),
         compute=COMPUTE,
     )
-    append([{**common, **row, "distill_seconds": round(spent, 2)} for row in rows])
+    jsonl.append(RESULTS, [{**common, **row, "distill_seconds": round(spent, 2)} for row in rows])
 
 
 def is_done(cell: tuple[str, str, str, int, int]) -> bool:
@@ -244,7 +231,7 @@ def is_done(cell: tuple[str, str, str, int, int]) -> bool:
     return any(
         (row["dataset"], row["method"], row["start"], row["ipc"], row["seed"]) == cell
         and steps in (None, row["steps"])
-        for row in read_rows()
+        for row in jsonl.read(RESULTS)
     )
 
 
@@ -281,7 +268,7 @@ def table() -> None:
     import volumes
 
     groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for row in read_rows():
+    for row in jsonl.read(RESULTS):
         groups.setdefault((row["dataset"], row["method"], row["start"], row["ipc"]), []).append(row)
     groups = {cell: best_measured(rows) for cell, rows in groups.items()}
     budgets = sorted({key[3] for key in groups})
@@ -416,7 +403,7 @@ def cifar_curve() -> list[str]:
     path = RESULTS.parent / "cifar_dm.jsonl"
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = jsonl.read(path)
     lines = ["\n## CIFAR-10 (JPEG), DM, 10 per class\n"]
     lines.append(
         "`python benchmarks/cifar_dm.py run`: ConvNet-3-128, the paper's settings and real start, "

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jsonl
 import numpy as np
 import torch
 from stream import Memory
@@ -57,8 +58,7 @@ def main() -> None:
     parser.add_argument("--method", choices=["dm", "sketch"], nargs="+", default=["dm", "sketch"])
     given = parser.parse_args()
     real = opened(given.n)
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    rows = [row for row in rows if row["method"] not in given.method]
+    rows = [row for row in jsonl.read(RESULTS) if row["method"] not in given.method]
     runs: list[tuple[Method, str]] = [
         (DM(start="real"), "convnet-3-128"),
         (FromSketch(networks=1), "convnet-3-32"),

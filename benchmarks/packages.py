@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import handover
+import jsonl
 import numpy as np
 import torch
 from PIL import Image
@@ -332,7 +333,7 @@ def table() -> None:
 
 def reproduced() -> list[str]:
     """Return a section: what receivers get out of packages, in three commands."""
-    rows = handover.rows()
+    rows = jsonl.read(handover.RESULTS)
     if not rows:
         return []
     lines = ["", "## What a receiver reproduces", "", REPRODUCED]

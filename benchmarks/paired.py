@@ -13,8 +13,6 @@ learning rate is chosen on the validation split with random images. `show` print
 
 import argparse
 import dataclasses
-import fcntl
-import json
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import main_job
 import torch
 
@@ -103,13 +102,6 @@ def measure(told: Comparison, splits: Splits, seed: int, cache: Path) -> dict[st
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-
-
 def key(told: Comparison, seed: int) -> tuple[object, ...]:
     """Return what tells one line from another."""
     return told.dataset, told.backbone, tuple(sorted(told.steps.items())), seed
@@ -127,16 +119,14 @@ def run(only: str | None, place: int, workers: int) -> None:
     for told, seed in jobs[place::workers]:
         done = {
             key(Comparison(row["dataset"], row["backbone"], row["steps"]), row["seed"])
-            for row in rows()
+            for row in jsonl.read(RESULTS)
         }
         if key(told, seed) in done:
             continue
         if told.dataset not in loaded:
             loaded[told.dataset] = load(where[told.dataset], offline=True)
         row = measure(told, loaded[told.dataset], seed, folder / "cache")
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(RESULTS, [row])
         means = {name: mean(row, name, "accuracy") for name in row["scores"]}
         told_means = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
         print(told.dataset, told.backbone, seed, told_means, row["distill_seconds"], flush=True)
@@ -149,7 +139,7 @@ def mean(row: dict[str, Any], name: str, metric: str) -> float:
 
 def lines() -> list[str]:
     """Return the section of docs/results.md that these rows make."""
-    found = rows()
+    found = jsonl.read(RESULTS)
     told = ["\n## Method against its own start, seed by seed\n", ABOUT]
     told += ["| dataset | student | seeds | what | accuracy | AUC |", "|---|---|---|---|---|---|"]
     for comparison in COMPARISONS:

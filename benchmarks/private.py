@@ -13,13 +13,13 @@ to results/private.jsonl.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -90,13 +90,6 @@ def main() -> None:
         run(name, given.methods.split(","))
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
-
-
 def place(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return what a row is about."""
     return row["set"], row["method"], row["epsilon"], row["ipc"], row["seed"]
@@ -108,7 +101,7 @@ def run(name: str, methods: list[str]) -> None:
     channels = splits.train.card.channels
     card = normalized_by(splits.train.card, [0.5] * channels, [0.25] * channels)
     splits = Splits(*(dataclasses.replace(part, card=card) for part in splits))
-    done = {place(row) for row in rows()}
+    done = {place(row) for row in jsonl.read(RESULTS)}
     for method in methods:
         for epsilon in (None,) if method == "random" else EPSILONS:
             for seed in range(SEEDS):
@@ -117,12 +110,9 @@ def run(name: str, methods: list[str]) -> None:
                 if left:
                     with hushed():
                         found = list(measured(name, splits, method, epsilon, seed, left))
-                    with RESULTS.open("a") as file:
-                        for row in found:
-                            file.write(json.dumps(row) + "\n")
-                            print(
-                                *place(row), row.get("accuracy"), row.get("refused", ""), flush=True
-                            )
+                    jsonl.append(RESULTS, found)
+                    for row in found:
+                        print(*place(row), row.get("accuracy"), row.get("refused", ""), flush=True)
 
 
 def measured(
@@ -241,7 +231,7 @@ def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:
 def table() -> None:
     """Write the page."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows():
+    for row in jsonl.read(RESULTS):
         found.setdefault(place(row)[:4], []).append(row)
     lines = [
         "# Accuracy against epsilon",

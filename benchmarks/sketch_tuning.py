@@ -13,8 +13,6 @@ class. `show` prints the table that `main_job.py table` puts into docs/results.m
 
 import argparse
 import dataclasses
-import fcntl
-import json
 import os
 import shutil
 import statistics
@@ -23,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -73,6 +72,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rate 0.3": {"lr_images": 0.3},
     "steps / 3": {"iterations": 1 / 3},
     "steps x 3": {"iterations": 3.0},
+    "scale 0.5, steps x 3": {"scale": 0.5, "iterations": 3.0},
     "real start": {"start": "real"},
 }
 
@@ -138,23 +138,16 @@ def measure(name: str, dataset: str, ipc: int, seed: int) -> dict[str, Any]:
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-
-
 def run(only: list[str], worker: tuple[int, int], budgets: list[int], settings: list[str]) -> None:
     """Measure what is missing."""
-    done = {(row["dataset"], row["setting"], row["ipc"], row["seed"]) for row in rows()}
+    done = {
+        (row["dataset"], row["setting"], row["ipc"], row["seed"]) for row in jsonl.read(RESULTS)
+    }
     jobs = [(n, d, i) for i in budgets for n in settings for d in only]
     for name, dataset, ipc in jobs[worker[0] :: worker[1]]:
         if (dataset, name, ipc, 0) not in done:
             row = measure(name, dataset, ipc, 0)
-            with open(RESULTS, "a", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.write(json.dumps(row) + "\n")
+            jsonl.append(RESULTS, [row])
             print(dataset, ipc, name, cell(row), row["seconds"], flush=True)
 
 
@@ -168,7 +161,7 @@ def cell(row: dict[str, Any]) -> str:
 
 def lines() -> list[str]:
     """Return the section of docs/results.md that these rows make."""
-    found = {(row["setting"], row["dataset"], row["ipc"]): cell(row) for row in rows()}
+    found = {(row["setting"], row["dataset"], row["ipc"]): cell(row) for row in jsonl.read(RESULTS)}
     columns = sorted({key[1:] for key in found}, key=lambda c: (c[1], list(DATASETS).index(c[0])))
     told = ["\n## Settings of sketch, on validation data\n", ABOUT]
     told.append("| setting | " + " | ".join(f"{d}, {i} per class" for d, i in columns) + " |")

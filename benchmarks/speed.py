@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import agreement
+import jsonl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -463,8 +464,7 @@ def profiles() -> list[str]:
 def table() -> None:
     """Write docs/speed.md from the result file."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in RESULTS.read_text().splitlines():
-        found = json.loads(line)
+    for found in jsonl.read(RESULTS):
         key = (*(tuple(found[k]) if k == "shape" else found[k] for k in KEYS),)
         groups.setdefault(key, []).append(found)
     lines = [HEAD, *profiles()]
@@ -504,7 +504,7 @@ def scale() -> list[str]:
     """Return the sections on what benchmarks/stream.py and memory.py measured."""
     lines = []
     if (stream := RESULTS.with_name("stream.jsonl")).exists():
-        rows = [json.loads(line) for line in stream.read_text().splitlines()]
+        rows = jsonl.read(stream)
         spec = rows[0]["spec"]
         lines += [STREAM.format(**spec, family=spec["backbone"]["family"])]
         lines += ["| what | images | seconds | images / s | own, MiB | mapped, MiB |"]
@@ -523,8 +523,7 @@ def scale() -> list[str]:
     if (memory := RESULTS.with_name("memory.json")).exists():
         lines += [MEMORY, "| method | backbone | images | own, GiB | mapped, GiB |"]
         lines += ["|---|---|---|---|---|"]
-        for line in memory.read_text().splitlines():
-            r = json.loads(line)
+        for r in jsonl.read(memory):
             own, mapped = r["own_memory_bytes"] / 2**30, r["mapped_memory_bytes"] / 2**30
             lines.append(
                 f"| {r['method']} | {r['backbone']} | {r['images']:,} | {own:.2f} | {mapped:.2f} |"
@@ -535,8 +534,7 @@ def scale() -> list[str]:
             "| what | sketch | synthesis | evaluation | AUC |",
             "|---|---|---|---|---|",
         ]
-        for line in whole.read_text().splitlines():
-            r = json.loads(line)
+        for r in jsonl.read(whole):
             spent = " | ".join(f"{r[part]:.0f}" for part in ("sketch_s", "distill_s", "evaluate_s"))
             found = score(r["auc"])
             lines.append(f"| {r['what']} | {spent} | {found.mean:.3f} |")
@@ -545,7 +543,7 @@ def scale() -> list[str]:
         "| method | score | plain | fast | fast - plain |",
         "|---|---|---|---|---|",
     ]
-    for name, what, scores in agreement.compared(agreement.read_rows()):
+    for name, what, scores in agreement.compared(jsonl.read(agreement.RESULTS)):
         cells = [f"{x.mean:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in scores]
         lines.append(f"| {name} | {what.replace('_', ' ')} | {' | '.join(cells)} |")
     return lines

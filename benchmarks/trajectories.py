@@ -13,13 +13,13 @@ results/trajectories.jsonl; lines that are there are skipped. `show` prints the 
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import main_job
 import torch
 import torch.nn.functional as F
@@ -168,10 +168,7 @@ PARTS = {"gradient": gradient, "starts": starts, "experts": experts, "bank": ban
 
 def rows(what: str) -> list[Json]:
     """Return what was measured of one part."""
-    if not RESULTS.exists():
-        return []
-    found = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return [row for row in found if row["what"] == what]
+    return [row for row in jsonl.read(RESULTS) if row["what"] == what]
 
 
 def run(parts: list[str]) -> None:
@@ -184,8 +181,7 @@ def run(parts: list[str]) -> None:
         for row in PARTS[what](splits):
             about = {"data_digest": splits.train.card.digest, "version": __version__}
             about["settings"] = to_record(ALIKE)
-            with open(RESULTS, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"what": what, **row, **about}) + "\n")
+            jsonl.append(RESULTS, [{"what": what, **row, **about}])
             print(what, row, flush=True)
 
 

@@ -10,12 +10,12 @@ alone misleads here: three of four volumes are of one class, and students see bo
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import jsonl
 import main_job
 import torch
 
@@ -47,13 +47,6 @@ METHODS: dict[str, tuple[Method, int | None]] = {
 }
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-
-
 def run(only: list[str]) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
@@ -70,17 +63,16 @@ def run(only: list[str]) -> None:
         found, recipe = arm_rows(
             arm, splits, by, STUDENT, seeds=SEEDS, cache=cache, compute=COMPUTE, **how
         )
-        if name not in {row["what"] for row in rows()}:
+        if name not in {row["what"] for row in jsonl.read(RESULTS)}:
             common = {"what": name, "version": __version__, "data": splits.train.card.digest}
-            with open(RESULTS, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps({**common, **row, **more}) + "\n" for row in found))
+            jsonl.append(RESULTS, ({**common, **row, **more} for row in found))
             print(name, [round(row["auc"], 3) for row in found], flush=True)
         return from_record(Recipe, recipe)
 
     more: dict[str, Any] = {}
     tuned = measure("random", random_arm(drawn, splits), base, rates=RATES)
     for name, (method, steps) in METHODS.items():
-        if name not in only or name in {row["what"] for row in rows()}:
+        if name not in only or name in {row["what"] for row in jsonl.read(RESULTS)}:
             continue
         begin = time.monotonic()
         made = distill(method, task, seed=0, steps=steps, cache=cache)
@@ -104,7 +96,7 @@ def run(only: list[str]) -> None:
 
 def lines() -> list[str]:
     """Return the section of docs/results.md that these rows make."""
-    found = rows()
+    found = jsonl.read(RESULTS)
     if not found:
         return []
     told = ["\n## adrenalmnist3d, volumes of 28 voxels a side\n", ABOUT]

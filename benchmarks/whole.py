@@ -10,10 +10,10 @@ prototypes have them. Rows go to results/whole.jsonl; `speed.py table` shows the
 
 import dataclasses
 import itertools
-import json
 import time
 from pathlib import Path
 
+import jsonl
 import torch
 
 from medistill import __version__
@@ -63,8 +63,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "version": __version__,
         }
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(RESULTS, [row])
         print(row, flush=True)
 
 
