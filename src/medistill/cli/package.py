@@ -272,5 +272,5 @@ def _pictures(found: "Package") -> list[str]:
         small = F.interpolate(flat[None, None], (SHOWN // 2, SHOWN), mode="area")[0, 0]
         low, high = small.min(), small.max()
         level = ((small - low) / (high - low).clamp_min(1e-6) * (len(SHADES) - 1)).round()
-        drawn.append(["".join(SHADES[int(v)] for v in row) for row in level.to(torch.int64)])
+        drawn.append(["".join(SHADES[v] for v in row) for row in level.to(torch.int64).tolist()])
     return ["  ".join(rows) for rows in zip(*drawn, strict=True)] if drawn else []

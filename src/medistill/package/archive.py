@@ -38,6 +38,18 @@ END = struct.Struct("<4s4H2LH")
 VERSION, DATE = 20, (1980 - 1980) << 9 | 1 << 5 | 1  # of the layout; the first day it knows
 
 
+def later(name: object) -> bool:
+    """Say whether a format is one of packages that came after this version's.
+
+    Example:
+        >>> later("medistill package 2"), later(FORMAT), later("other 2")
+        (True, False, False)
+    """
+    kind, _, number = str(name).rpartition(" ")
+    known, _, own = FORMAT.rpartition(" ")
+    return kind == known and number.isdecimal() and len(number) < 9 and int(number) > int(own)
+
+
 def most(name: str) -> int:
     """Return the largest size in bytes that a file of a package may have."""
     if name == DATA:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ..errors import DataError, PackageRefused, RunRefused
 from ..records import canonical, owner_only, refuse_existing, write_atomic
-from .archive import FORMAT, MOST_JSON, SIGNATURE, Files
+from .archive import FORMAT, MOST_JSON, SIGNATURE, Files, later
 from .envelope import MOST_KEYS, envelope_of, enveloped
 from .strict import parsed
 
@@ -173,10 +173,17 @@ def verified(
 
     Types are pinned, keys come from `trust` alone (a keyid in the package only says which of them
     to try), and what was signed must be, byte for byte, the statement of these files.
+    Marks of strangers are not looked at; one under a trusted key must hold.
     Raises: PackageRefused when fewer than `threshold` of them signed it, or anything differs.
     """
     envelope = envelope_of(files[SIGNATURE], PAYLOAD_TYPE, SIGNATURE)
-    found = [one for one in trust if envelope.holds(one.keyid, one.key)]
+    found = [one for one in trust if one.keyid in envelope.marks]
+    for one in found:
+        if not envelope.holds(one.keyid, one.key):
+            raise PackageRefused(
+                f"found a signature that {one.name} did not make under this key; expected a true "
+                "one: get the package again"
+            )
     if len(found) < threshold:
         raise PackageRefused(
             f"found {len(found)} signature(s) by keys that are trusted here; expected {threshold}: "
@@ -194,7 +201,9 @@ def verified(
 def _differing(files: Mapping[str, bytes], payload: bytes) -> str:
     """Say what differs; the payload is signed by a trusted key, and still read with care."""
     record = parsed(payload, "the statement", MOST_JSON)
-    subjects = record.get("subject")
+    subjects, said = record.get("subject"), record.get("predicate")
+    if isinstance(said, dict) and later(said.get("format")):
+        return "written by a later medistill: upgrade"
     if record.get("predicateType") != PREDICATE or not isinstance(subjects, list):
         return "a statement about something else"
     told = {str(one.get("name")): one for one in subjects if isinstance(one, dict)}

@@ -19,6 +19,7 @@ from ..metrics import Score
 from ..pixels import Whitening
 from ..records import Json, from_record, state_digest
 from ..sets import Card, Recipe, SyntheticSet
+from .archive import later
 from .strict import Held, texts_of
 
 Array = NDArray[Any]
@@ -27,6 +28,9 @@ IMAGES, LABELS = "images", "labels"
 WHITENING = tuple(f"whitening.{name}" for name in Whitening._fields)
 MOST_TEXT = 2000
 MOST_INTENSITY = 1e4
+LEAST_STD, MOST_STD = 1e-4, 1e4
+MOST_LABELS = 1 << 26  # weights of all classes for all images
+MOST_END = 1e9  # of an interval: few trainings and a small gap make it wide
 MOST_SHOWN = 1 << 28  # numbers of all whole images that a set's tiles make
 READ = 256  # images that are opened at once
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -97,6 +101,8 @@ def manifest_of(record: Json) -> Manifest:
 
     Raises: PackageRefused.
     """
+    if later(record.get("format")):
+        raise PackageRefused("found a package by a later medistill; expected one of ours: upgrade")
     try:
         found = from_record(Manifest, record)
         if found.expires:
@@ -117,8 +123,9 @@ def manifest_of(record: Json) -> Manifest:
         "its classes": 1 < len(card.classes) == len(set(card.classes)) <= MOST_CLASSES,
         "its scale": len(found.scale) == channels and min(found.scale, default=0) > 0,
         "its offset": len(found.offset) == channels,
-        "its mean": len(recipe.mean) == len(recipe.std) == channels,
-        "its std": min(recipe.std, default=0) > 0,
+        "its mean": len(recipe.mean) == len(recipe.std) == channels
+        and all(abs(mean) <= MOST_INTENSITY for mean in recipe.mean),
+        "its std": all(LEAST_STD <= std <= MOST_STD for std in recipe.std),
         "its recipe": 0 < recipe.stop <= recipe.steps <= 10**7
         and 0 < recipe.batch <= 2**20
         and 0 < recipe.lr <= 100
@@ -126,8 +133,9 @@ def manifest_of(record: Json) -> Manifest:
         and 0 <= recipe.weight_decay <= 1,
         "its tiles": 1 <= recipe.factor <= min(card.shape, default=0)
         and 0 < sum(found.per_class) * tiles * pixels <= MOST_SHOWN,
+        "its labels": sum(found.per_class) * tiles * len(card.classes) <= MOST_LABELS,
         "its range of intensities": _in_range(found),
-        "its declared score": _is_score(found.declared),
+        "its declared score": found.declared is None or is_score(found.declared),
         "its backbone": all(0 < n <= MOST_WIDTH for n in numbers)
         and recipe.backbone.get("depth", 1) in range(1, MOST_DEPTH + 1),
         "its tensors": {IMAGES, LABELS} <= set(found.tensors) <= {IMAGES, LABELS, *WHITENING},
@@ -152,16 +160,16 @@ def _in_range(manifest: Manifest) -> bool:
     )
 
 
-def _is_score(record: Mapping[str, float | int | None] | None) -> bool:
-    """Say whether a declared score is one: a mean in [0, 1], its ends and a number of students."""
-    if record is None:
-        return True
+def is_score(record: Mapping[str, Any], least: float = 0.0, most: float = 1.0) -> bool:
+    """Say whether a record is a score: its mean, both ends or neither, a number of trainings."""
     try:
-        found = from_record(Score, dict(record))
+        found = from_record(Score, record)
     except (MedistillError, TypeError, ValueError):
         return False
     ends = [end for end in (found.low, found.high) if end is not None]
-    return 0 <= found.mean <= 1 and all(abs(end) < 1e3 for end in ends) and found.n > 0
+    around = not ends or (len(ends) == 2 and ends[0] <= found.mean <= ends[1])
+    small = all(abs(end) <= MOST_END for end in ends)
+    return least <= found.mean <= most and around and small and found.n > 0
 
 
 def _check_specs(manifest: Manifest) -> None:
@@ -289,7 +297,8 @@ def opened(found: Mapping[str, Array], manifest: Manifest) -> tuple[Tensor, Tens
         images[at : at + READ] = part * scale + offset
     labels = torch.from_numpy(found[LABELS].copy())
     if labels.ndim == 1:
-        labels = torch.nn.functional.one_hot(labels, len(manifest.card.classes))
+        weights = torch.zeros(len(labels), len(manifest.card.classes))
+        return images, weights.scatter_(1, labels[:, None], 1.0)
     return images, labels.float()
 
 

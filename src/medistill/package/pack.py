@@ -35,13 +35,11 @@ from .archive import (
 from .croissant import croissant
 from .keys import signed
 from .manifest import NAME, Flag, Made, Stored, manifest_of, tensors_of
-from .read import examined
+from .read import OF_EVALUATION, examined
 from .strict import parsed
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 LEAST = 20  # patients of a class
-SCORES = ("synthetic", "random", "full", "gap_closed")
-OF_EVALUATION = ("protocol", "students", "seeds", *SCORES)
 OF_AUDIT = (
     "date",
     "models",
