@@ -17,6 +17,7 @@ import json
 import os
 
 import hospitals
+import jsonl
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -118,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(1)
     splits = {name: hospitals.site_splits(given.source, name) for name in NAMES}
     tests = {name: one.test for name, one in splits.items()}
-    done = {(row["source"], row["way"], row["seed"]) for row in hospitals.rows_known()}
+    done = {(row["source"], row["way"], row["seed"]) for row in jsonl.read(hospitals.RESULTS)}
     for seed in range(given.seeds):
         for rounds in given.rounds:
             if (given.source, f"flower {rounds}", seed) in done:
@@ -134,8 +135,7 @@ def main() -> None:
                     float((state[name] - value).abs().max() / value.abs().max())
                     for name, value in plain.parameter_state().items()
                 )
-            with hospitals.RESULTS.open("a") as file:
-                file.write(json.dumps({**row, "version": __version__}) + "\n")
+            jsonl.append(hospitals.RESULTS, [{**row, "version": __version__}])
             print(json.dumps(row), flush=True)
 
 

@@ -3,12 +3,14 @@
     python benchmarks/fuzz.py [--count 1000000] [--minutes 5] [--workers 2]
 
 Mutations know the structure: bytes of the archive; bytes of one file, packed again with true sums;
-values, keys and nesting of each JSON; fields of the header of tensors; fields of the envelope. Most
-skip the signature, as if the sender were hostile, so that the readers behind it are reached. Each
-run goes on with seeds that no run had, and adds to the counts. A
-crash is any exception but PackageRefused, a hang more than a second, and an audit hook notes files
-that are opened and code that is compiled or run. Counts, and what was found, go to
-results/fuzz.json; a crash is kept with its seed, so that it can be seen again.
+values, keys and nesting of each JSON; fields of the header of tensors; fields of the envelope. They
+start from a small private package and from the golden ones of the tests, which have scores, audits,
+volumes, color, soft and several labels, whitening. Most skip the signature, as if the sender were
+hostile, so that the readers behind it are reached; what they let through is shown, drawn, exported
+and made ready for training. Each run goes on with seeds that no run had, and adds to the counts. A
+crash is any exception but one of ours, a hang more than a second, and an audit hook notes files
+that are opened, written or moved and code that is compiled or run. Counts, and what was found, go
+to results/fuzz.json; a crash is kept with its seed, so that it can be seen again.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,26 @@ from typer.testing import CliRunner
 from medistill import __version__
 from medistill.cli import app
 from medistill.cli.package import _text as shown
-from medistill.errors import PackageRefused
-from medistill.package import Terms, generate, load_private, load_trust, pack
-from medistill.package.archive import archived, extracted
+from medistill.cli.train import _text as trained
+from medistill.errors import MedistillError, PackageRefused
+from medistill.package import Package, Terms, generate, load_private, load_trust, pack
+from medistill.package.archive import archived, extracted, read_files
+from medistill.package.export import _card, _medmnist, whole
 from medistill.package.keys import Signer
+from medistill.package.manifest import Flag
 from medistill.package.read import examined
+from medistill.records import to_record
+from medistill.report.parcel import Parcel, render_package
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 HANG_S, BATCH = 1.0, 1000
 WATCHED = (
     "open",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
     "exec",
     "compile",
     "import",
@@ -48,6 +61,8 @@ WATCHED = (
     "subprocess.Popen",
     "pickle.find_class",
 )
+KINDS = ("archive", "file", "json", "json", "json", "tensors", "tensors", "envelope")
+ALLOWED: list[Flag] = ["no-audit", "no-scores", "small-class"]
 Files = dict[str, bytes]
 FILLS = (b"\0", b"\xff", b"[", b'"', b"9", b'\\"', b'{"a":')
 EXTREMES: tuple[Any, ...] = (
@@ -67,7 +82,9 @@ def seeds(folder: Path) -> tuple[Files, tuple[Signer, ...]]:
         assert result.exit_code == 0, result.output
     generate(folder / "keys")
     key = load_private(folder / "keys" / "private.pem")
-    files = pack(folder / "run", Terms("small"), [key], allow=["no-audit", "no-scores"])
+    files = pack(
+        folder / "run", Terms("small"), [key], allow=["no-audit", "no-scores", "small-class"]
+    )
     return files, load_trust(folder / "keys" / "public.pem")
 
 
@@ -153,11 +170,9 @@ def other_tensors(content: bytes, draw: random.Random) -> bytes:
     return size.to_bytes(8, "little") + header + data
 
 
-def mutated(files: Files, draw: random.Random) -> tuple[str, Files | bytes]:
+def mutated(files: Files, draw: random.Random, kinds: tuple[str, ...]) -> tuple[str, Files | bytes]:
     """Return the kind of a mutation, and a package that it changed."""
-    kind = draw.choice(
-        ("archive", "file", "json", "json", "json", "tensors", "tensors", "envelope")
-    )
+    kind = draw.choice(kinds)
     if kind == "archive":
         return kind, bent(archived(files), draw)
     other = dict(files)
@@ -178,18 +193,36 @@ def mutated(files: Files, draw: random.Random) -> tuple[str, Files | bytes]:
     return kind, other
 
 
-def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> str:
-    """Read and show a package, and say what came of it."""
+def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> Package | None:
+    """Read a package and do with it what commands do; None where it is refused."""
     try:
         files = extracted(package) if isinstance(package, bytes) else package
         if not signed:
             files = {name: part for name, part in files.items() if name != "signature.dsse.json"}
         found = examined(files, trust, unsigned=not signed)
-        shown(found)
-        found.synthetic.to_train()  # what training begins with
     except PackageRefused:
-        return "refused"
-    return "read"
+        return None
+    with suppress(MedistillError):
+        used(found)
+    return found
+
+
+def used(found: Package) -> None:
+    """Show a package, and begin to train on it and to export it."""
+    told = found.manifest
+    shown(found)
+    found.synthetic.to_train()
+    record = {"model": "m", "local": None, "influence": None, "declared": told.declared}
+    reached = {"mean": 0.5, "low": None, "high": None, "n": 1} if told.declared else None
+    trained({**record, "declared_on": told.declared_on, "reproduced": reached}, None)
+    _medmnist(found, *whole(found))
+    _card(found, 3)
+
+
+def drawn(found: Package) -> None:
+    """Make the page of a package, for which templates are opened and compiled."""
+    facts = (to_record(found.manifest), found.evaluation, found.report, "", found.sha256)
+    render_package(Parcel(*facts, found.bytes, b""))
 
 
 def stuck(*_: object) -> None:
@@ -197,9 +230,9 @@ def stuck(*_: object) -> None:
     raise TimeoutError("hangs")
 
 
-def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, Any]:
+def worker(job: tuple[int, int, list[Files], tuple[bytes, ...], float]) -> dict[str, Any]:
     """Try one share of the mutations, each from its own seed."""
-    start, count, files, keys, until = job
+    start, count, bases, keys, until = job
     torch.set_num_threads(1)
     from medistill.package.keys import checked
 
@@ -212,8 +245,9 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
             events[f"{event} {ascii(arguments[0])[:80]}"] += 1
 
     signal.signal(signal.SIGALRM, stuck)
-    tried(files, trust, True)  # imports that any reading needs
-    tried(files, trust, False)
+    assert tried(bases[0], trust, True)
+    for files in bases:  # imports that any reading needs
+        assert tried(files, trust, False)
     sys.addaudithook(hook)
     done: Counter[str] = Counter()
     crashes, slowest = [], 0.0
@@ -221,13 +255,20 @@ def worker(job: tuple[int, int, Files, tuple[bytes, ...], float]) -> dict[str, A
         if at % BATCH == 0 and time.time() > until:
             break
         draw = random.Random(at)
-        kind, package = mutated(files, draw)
-        signed = kind in ("envelope", "archive") or draw.random() < 0.1
+        first = draw.random() < 0.5
+        files = bases[0] if first else draw.choice(bases[1:])
+        kind, package = mutated(files, draw, KINDS if first else KINDS[:-1])
+        signed = first and (kind in ("envelope", "archive") or draw.random() < 0.1)
+        page = draw.random() < 0.05
         begin = time.perf_counter()
         watching[0] = True
         signal.setitimer(signal.ITIMER_REAL, 5 * HANG_S)
         try:
-            came = tried(package, trust, signed)
+            found = tried(package, trust, signed)
+            came = "read" if found else "refused"
+            watching[0] = False
+            if found and page:
+                drawn(found)
         except Exception:
             watching[0] = False
             came = "crashed"
@@ -249,11 +290,12 @@ def main() -> None:
     begin = time.time()
     with tempfile.TemporaryDirectory() as place:
         files, trust = seeds(Path(place))
+    bases = [files, *(read_files(path) for path in sorted(GOLDEN.glob("*.medistill")))]
     keys = tuple(one.key.public_bytes_raw() for one in trust)
     share, until = given.count // given.workers, begin + 60 * given.minutes
     before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"next": 0}
     first, after = before["next"], before["next"] + share * given.workers
-    jobs = [(first + n * share, share, files, keys, until) for n in range(given.workers)]
+    jobs = [(first + n * share, share, bases, keys, until) for n in range(given.workers)]
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         parts = pool.map(worker, jobs, chunksize=1)
     parts = [before, *parts] if first else parts

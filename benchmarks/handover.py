@@ -49,7 +49,7 @@ def sent(folder: Path, method: str, seed: int, cache: Path) -> tuple[Path, list[
         ["evaluate", "run", "--data", DATA, "--seeds", STUDENTS, *FAST],
         ["keygen", "--out", "keys"],
     ]
-    pack = ["pack", "run", "--key", "keys/private.pem", "--min-patients", "0", "--out"]
+    pack = ["pack", "run", "--key", "keys/private.pem", "--out"]
     if seed == 0:
         made.append(["audit", "run", "--data", DATA, *AUDIT])
     made.append([*pack, "a.medistill", "--allow", "no-audit,leaks,small-class"])

@@ -399,7 +399,8 @@ def measure(given: argparse.Namespace) -> None:
     shape = (given.size,) * (3 if given.volumes else 2)
     bench = Bench(shape, given.width, given.channels, given.device)
     device, rate = bench.device, ceiling(bench.device)
-    print(f"ceiling {rate:.0f} GFLOP/s in bfloat16 products", flush=True)
+    if not given.json:
+        print(f"ceiling {rate:.0f} GFLOP/s in bfloat16 products", flush=True)
     common = {
         "shape": shape,
         "width": given.width,
@@ -411,15 +412,21 @@ def measure(given: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "version": __version__,
     }
+    rows = []
     for what in given.only:
         found = row(bench, what)
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**found, **common}) + "\n")
+        rows.append(found)
+        jsonl.append(RESULTS, [{**found, **common}])
+        if given.json:
+            continue
         print(
             f"{what:<12} plain {found['plain_s']:.4f} s, fast {found['fast_s']:.4f} s, "
             f"ratio {found['ratio']:.1f}, difference {found['difference']}",
             flush=True,
         )
+    if given.json:
+        told = {"machine": common["device"], "ceiling_gflops": common["ceiling_gflops"]}
+        print(json.dumps({**told, "rows": rows}))
 
 
 def profiled(given: argparse.Namespace) -> None:
@@ -616,7 +623,8 @@ images; the second derivative of the synthetic side is compiled forward over bac
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table", "profile"))
+    parser.add_argument("what", nargs="?", choices=("run", "table", "profile"), default="run")
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON object")
     parser.add_argument("--only", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--volumes", action="store_true", help="size^3 instead of size^2")

@@ -339,6 +339,11 @@ def spoil(folder: Path) -> None:
     (folder / "corrupt").mkdir()
     (folder / "corrupt" / "synthetic.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
 
+    no_labels = {f"{name}_labels": np.zeros((n, 0), int) for name, n in COUNTS.items()}
+    write_npz(folder / "no labels.npz", **no_labels)
+    no_pixels = {f"{name}_images": np.zeros((n, 0, 28), np.uint8) for name, n in COUNTS.items()}
+    write_npz(folder / "no pixels.npz", **no_pixels)
+
 
 DISTILL = "distill {} --out out --ipc 2 --backbone convnet-2-8 --steps 1"
 PHANTOM = DISTILL.format(SOURCE)
@@ -401,6 +406,12 @@ BAD: dict[str, tuple[str, int, str]] = {
         2,
         "found a multi-label task in many",
     ),
+    "no labels": (DISTILL.format("no?labels.npz"), 3, "expected one each or more"),
+    "no pixels": (DISTILL.format("no?pixels.npz"), 3, "expected some pixels"),
+    "nobody's home": (DISTILL.format("~nosuch/x"), 3, "expected another path"),
+    "no memory": (f"{PHANTOM} --backbone convnet-2-99999999", 5, "not enough memory"),
+    "a preset has no paper": (f"{PHANTOM} --method dm-bank --paper", 2, "a method that has one"),
+    "one place for two": ("train empty --out new --bundle new", 2, "found one place for two"),
     "class too small": (f"{PHANTOM} --ipc 31", 5, "expected at least 31"),
     "taken": (f"{PHANTOM} --out taken", 5, "found taken already there"),
     "out is a file": (f"{PHANTOM} --out a?file", 5, "found a file already there"),

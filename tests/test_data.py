@@ -312,6 +312,42 @@ def test_a_spoiled_folder_is_refused(
     assert words in said(error)
 
 
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (("Train", "Test"), (0, 1)),
+        (("Training", "Testing"), (0, 1)),
+        (("train", "valid", "test"), (1, 1)),
+        (("TRAIN", "validation"), (1, 0)),
+    ],
+)
+def test_splits_have_the_names_that_people_give_them(
+    names: tuple[str, ...], sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    for number, name in enumerate(names):
+        make_folder(tmp_path / name, per_class=20 + number)
+    splits = load(f"folder:{tmp_path}")
+    assert splits.train.card.classes == ("a", "b")
+    last = 2 * (20 + len(names) - 1)
+    held = [len(part) for part in (splits.val, splits.test)]
+    assert [size in (42, last) for size in held] == [bool(told) for told in sizes]
+
+
+@pytest.mark.parametrize("names", [("train", "test", "notes"), ("test", "val"), ("a", "valid")])
+def test_splits_among_other_folders_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        make_folder(tmp_path / name)
+    with pytest.raises(DataError, match="expected train"):
+        load(f"folder:{tmp_path}")
+
+
+def test_a_class_without_a_name_that_can_be_shown_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "a\udcff")
+    with pytest.raises(DataError, match="can be shown"):
+        load(f"folder:{tmp_path}")
+
+
 def test_absent_empty_and_one_class_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found no folder"):
         load(f"folder:{tmp_path / 'absent'}")

@@ -493,11 +493,15 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     code, out, err = finished(process)
     assert (code, out) == (130, "")
     (line,) = err.splitlines()
-    assert line == "medistill: stopped; the same command goes on (distill: with --resume)"
+    assert (
+        line == "medistill: stopped; distill goes on with --resume, study run by the same command"
+    )
     done = int(load_state(folder / "checkpoint.safetensors")[0]["step"])
     assert 5 <= done < 160
     code, _, err = finished(begin([*words_of("dm", folder), "--resume"], each_step=False))
     assert (code, err) == (0, "")
+    # What the page says to type again begins anew, elsewhere.
+    assert "--resume" not in json.loads((folder / "run.json").read_text())["command"]
     assert finished(reference)[0] == 0
     assert losses(folder) == losses(whole)
     one, two = (path / "synthetic.safetensors" for path in (whole, folder))

@@ -1,5 +1,6 @@
 """Engines: every result, in order where asked, errors as they are, and workers that are lost."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -87,6 +88,24 @@ def test_a_lost_worker_costs_its_task_only(tmp_path: Path) -> None:
     assert list(Processes(2).map(task, range(6))) == list(range(6))
     done = [int(line) for line in (tmp_path / "done").read_text().splitlines()]
     assert sorted(done) == list(range(6))  # nothing that ran beside it ran again
+
+
+def _number() -> Iterator[int]:
+    """Yield 0, wait until its worker is idle, kill that, and yield 1."""
+    yield 0
+    time.sleep(1)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    yield 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_idle_is_replaced() -> None:
+    found = []
+    for number, result in Processes(1).done(square, _number()):
+        found.append((number, result))
+    assert found == [(0, 0), (1, 1)]
 
 
 @pytest.mark.slow

@@ -245,7 +245,7 @@ def test_states_are_saved_byte_for_byte_alike(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "foreign", "empty", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "header", "foreign", "empty", "missing", "number"])
 def test_damaged_states_are_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "state"
     records.save_state(path, {"x": torch.ones(8)}, {"format": "toy"})
@@ -255,6 +255,7 @@ def test_damaged_states_are_refused(damage: str, tmp_path: Path) -> None:
         "header": whole[:8] + b"}" + whole[9:],
         "foreign": whole.replace(b'"medistill"', b'"elsewhere"'),
         "empty": b"",
+        "number": whole[:-1] + bytes([whole[-1] ^ 1]),
     }
     if damage == "missing":
         path.unlink()
@@ -479,6 +480,39 @@ def test_files_that_hold_no_synthetic_set_are_refused(
     records.save_state(tmp_path / "x", {"weights": torch.ones(2)}, header)
     with pytest.raises(DataError, match="holds no synthetic set"):
         SyntheticSet.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": torch.full((4, 1, 4, 5), float("nan"))},
+        {"images": torch.ones(4, 1, 4, 5, dtype=torch.int64)},
+        {"images": torch.ones(4, 1, 5, 5)},
+        {"images": torch.ones(0, 1, 4, 5), "labels": torch.ones(0, 2)},
+        {"labels": torch.ones(20, 2)},
+        {"labels": torch.ones(4)},
+        {"labels": torch.full((4, 2), -1.0)},
+        {"labels": torch.full((4, 2), float("nan"))},
+        {"recipe": {"mean": [0.1, 0.2, 0.3]}},
+        {"recipe": {"std": [0.0]}},
+        {"recipe": {"lr": "a"}},
+        {"recipe": None},
+    ],
+    ids=str,
+)
+def test_sets_that_no_method_makes_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "synthetic.safetensors"
+    whole = SyntheticSet(torch.ones(4, 1, 4, 5), torch.eye(2).repeat(2, 1), RECIPE, ORIGIN, card())
+    whole.save(path)
+    state, header = records.load_state(path)
+    wrong = change.pop("recipe", {})
+    header["recipe"] |= wrong or {}
+    if wrong is None:
+        del header["recipe"]
+    records.save_state(path, {**state, **change}, header)
+    with pytest.raises(DataError) as caught:
+        SyntheticSet.load(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_tiles_are_cut_in_rows_and_enlarged_by_hand() -> None:

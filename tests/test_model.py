@@ -11,7 +11,7 @@ from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.data import load as load_data
 from medistill.distill import distill
-from medistill.errors import DataError
+from medistill.errors import DataError, RunRefused
 from medistill.evaluate import evaluate_run
 from medistill.features import logits_of_set
 from medistill.methods import Task
@@ -80,6 +80,16 @@ def local(**changes: Any) -> Splits:
     """Return the data as another site has it: with a card of its own."""
     card = dataclasses.replace(SPLITS.train.card, **changes)
     return Splits(*(dataclasses.replace(part, card=card) for part in SPLITS))
+
+
+def test_a_training_that_ran_away_is_not_saved(tmp_path: Path) -> None:
+    made = small_set()
+    network = train(made)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    with pytest.raises(RunRefused, match="not finite"):
+        save(tmp_path / "m", network, made.recipe, made.card)
+    assert not (tmp_path / "m").exists()
 
 
 def test_local_data_is_normalized_as_the_recipe_says() -> None:

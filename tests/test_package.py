@@ -362,7 +362,48 @@ def test_every_flipped_bit_of_a_file_in_a_folder_is_refused(
             changed[at] ^= bit
 
 
+def test_a_package_of_two_signers_has_no_bit_to_spare() -> None:
+    """What a trusted key did not sign is refused, though another trusted key signed the same.
+
+    A mark that names no trusted key is a stranger's, so who asks for both gets neither half.
+    """
+    golden = Path(__file__).parent / "golden" / "1-volumes-two-signers"
+    files, trust = read_files(golden.with_suffix(".medistill")), load_trust(golden)
+    assert len(examined(files, trust).signers) == 2
+    content = bytearray(files["signature.dsse.json"])
+    names = re.finditer(rb'"keyid":"([0-9a-f]+)"', bytes(content))
+    named = {at for one in names for at in range(*one.span(1))}
+    for at in range(len(content)):
+        bit = 1 << at % 8
+        content[at] ^= bit
+        changed = {**files, "signature.dsse.json": bytes(content)}
+        with pytest.raises(PackageRefused):
+            verified(changed, trust, 2)
+        if at not in named:
+            with pytest.raises(PackageRefused):
+                verified(changed, trust)
+        content[at] ^= bit
+
+
 # The signature
+
+
+def test_a_later_format_says_so(files: Files, key: Ed25519PrivateKey, trust: Any) -> None:
+    later = with_manifest(files, key, format=FORMAT.replace("1", "2"), new=1)
+    with pytest.raises(PackageRefused, match="upgrade"):
+        examined(later, trust)
+
+
+def test_labels_of_many_images_and_classes_are_bounded(
+    files: Files, key: Ed25519PrivateKey, trust: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medistill.package import manifest
+
+    monkeypatch.setattr(manifest, "MOST_LABELS", 4)  # two images of two classes
+    assert examined(files, trust)
+    monkeypatch.setattr(manifest, "MOST_LABELS", 3)
+    with pytest.raises(PackageRefused, match="labels"):
+        examined(files, trust)
 
 
 def test_what_is_signed_is_the_encoding_of_dsse() -> None:
@@ -671,6 +712,9 @@ BAD_MANIFESTS: list[dict[str, Any]] = [
     {"allowed": ["anything"]},
     {"purpose": "x" * 3000},
     {"purpose": "\x07"},
+    {"declared": {"mean": 0.5, "low": 0.4, "high": None, "n": 2}},
+    {"declared": {"mean": 0.5, "low": 0.6, "high": 0.7, "n": 2}},
+    {"declared": {"mean": 99.5, "low": None, "high": None, "n": 1}},
 ]
 BAD_CARDS: list[dict[str, Any]] = [
     {"classes": ["a"]},
@@ -688,6 +732,8 @@ BAD_RECIPES: list[dict[str, Any]] = [
     {"backbone": {"family": "os.system"}},
     {"backbone": {}},
     {"std": [0.0]},
+    {"std": [1e-300]},
+    {"mean": [1e300]},
     {"mean": []},
     {"steps": 10**12},
     {"stop": 0},
@@ -782,6 +828,13 @@ def test_a_guarantee_whose_numbers_do_not_fit_is_refused(
         ("evaluation.json", ("gap_closed",), "x"),
         ("evaluation.json", ("random", "auc"), None),
         ("evaluation.json", ("protocol", "text"), "\x1b[2J"),
+        ("evaluation.json", ("full", "accuracy", "high"), None),
+        ("evaluation.json", ("full", "f1", "n"), "many"),
+        ("evaluation.json", ("random", "accuracy", "mean"), 99.5),
+        ("evaluation.json", ("gap_closed", "auc"), {"mean": 1.0}),
+        ("evaluation.json", ("curve",), {"x": 1}),
+        ("evaluation.json", ("students",), "one"),
+        ("privacy.json", ("audit", "verdict", "reasons"), ["none\nsigned by NIH"]),
         ("privacy.json", ("audit", "verdict", "leaks"), "no"),
         ("privacy.json", ("audit", "verdict"), None),
         ("privacy.json", ("audit", "date"), "yesterday"),
@@ -897,18 +950,47 @@ def changed(site: Path, tmp_path: Path, name: str, **fields: Any) -> Path:
         ("no-audit", "audit.json", {}),
         ("leaks", "audit.json", {"verdict": {"leaks": True, "reasons": ["copies in pixels"]}}),
         ("small-class", "audit.json", {"data": {"smallest": 19}}),
+        ("small-class", "run.json", {"real": {"smallest": 19}}),
     ],
 )
 def test_what_is_refused_is_packed_when_it_is_named_and_then_says_so(
     site: Path, tmp_path: Path, flag: Any, name: str, fields: Any
 ) -> None:
     run = changed(site, tmp_path, name, **fields)
+    beside: list[Any] = []
+    if name == "run.json":  # what an audit counted goes before what distill did
+        (run / "audit.json").unlink()
+        beside = ["no-audit"]
     with pytest.raises(RunRefused, match=f"--allow {flag}"):
-        pack(run, Terms("small"))
-    found = examined(pack(run, Terms("small"), allow=[flag]), (), unsigned=True)
-    assert found.manifest.allowed == (flag,)
+        pack(run, Terms("small"), allow=beside)
+    found = examined(pack(run, Terms("small"), allow=[*beside, flag]), (), unsigned=True)
+    assert set(found.manifest.allowed) == {flag, *beside}
     if flag in ("small-class", "no-audit"):
         assert found.manifest.least_patients == 0
+
+
+def test_scores_and_audits_of_another_set_are_not_packed(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    words = ["distill", "phantom:n=120,size=16", "--backbone", "convnet-1-4", "--ipc", "1"]
+    words += ["--method", "dm", "--steps", "2", "--seed", "1"]
+    assert cli(*words, "--out", other).exit_code == 0
+    for name in ("evaluation.json", "audit.json"):
+        (other / name).write_bytes((site / "run" / name).read_bytes())
+        with pytest.raises(DataError, match=f"{name} of another set"):
+            pack(other, Terms("other"), allow=["no-scores", "no-audit"])
+        (other / name).unlink()
+    refused = cli("pack", other, "--min-patients", "0", "--out", tmp_path / "x")
+    assert refused.exit_code == 2
+    twice = ["--key", site / "keys" / "private.pem"] * 2
+    assert cli("pack", site / "run", *twice, "--out", tmp_path / "x").exit_code == 2
+
+
+def test_a_score_names_the_data_that_it_was_measured_on(site: Path, tmp_path: Path) -> None:
+    run = changed(site, tmp_path, "evaluation.json", data={"name": "another hospital"})
+    found = examined(pack(run, Terms("small")), (), unsigned=True).manifest
+    assert found.declared_on == "another hospital"
+    assert found.made.settings["steps"] == 2
+    assert found.made.settings["budget"]["ipc"] == 1  # type: ignore[index]
 
 
 def test_sets_that_started_from_real_images_are_refused(tmp_path: Path) -> None:

@@ -249,6 +249,14 @@ def test_what_cannot_be_sketched_is_refused() -> None:
         sketch(broken, spec_of())
 
 
+def test_parts_of_one_name_are_told_apart_from_the_whole() -> None:
+    first, second = (sketch(part_of(REAL, torch.arange(n, 90, 2)), spec_of()) for n in (0, 1))
+    merged = merge([first, second])
+    assert merged.card.name == f"{first.card.name} (2 parts)"
+    with pytest.raises(DataError, match="same sketch twice"):
+        merge([first, first])
+
+
 def test_merge_names_the_field_that_differs() -> None:
     one = sketch(REAL, spec_of())
     with pytest.raises(DataError, match=r"scale 2\.0"):
@@ -439,9 +447,9 @@ def test_the_images_are_not_needed_after_the_sketch(tmp_path: Path) -> None:
         for what in ("images", "labels")
     }
     images = tmp_path / "images.npz"
-    np.savez(images, **{name: t.numpy().squeeze() for name, t in arrays.items()})
     source = f"npz:{images}"
-    for name in ("a", "b"):
+    for name, turn in (("a", 1), ("b", -1)):  # other images, or merge would take them for the same
+        np.savez(images, **{key: t.numpy().squeeze()[..., ::turn] for key, t in arrays.items()})
         found = run(app, ["sketch", source, *flags, "--out", str(tmp_path / f"{name}.sketch")])
         assert found.exit_code == 0, found.output
     again = run(app, ["sketch", source, *flags, "--out", str(tmp_path / "a.sketch")])

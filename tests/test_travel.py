@@ -62,8 +62,9 @@ def test_a_package_travels_through_places_that_fsspec_knows(site: Path, tmp_path
         got = cli("pull", target, *trust, "--out", out)
         assert got.exit_code == 0, got.output
         assert out.read_bytes() == content
-    again = cli("push", site / "a.medistill", tmp_path / "shared" / "a")
-    assert again.exit_code == 5
+    for target in (tmp_path / "shared" / "a", "memory://a/b"):
+        assert cli("push", site / "a.medistill", target).exit_code == 5
+    assert cli("push", site / "a.medistill", "file:a").exit_code == 2
     assert cli("pull", tmp_path / "none", *trust, "--out", tmp_path / "x").exit_code == 3
     assert cli("pull", "none://a", *trust, "--out", tmp_path / "x").exit_code == 3
     assert not (tmp_path / "x").exists()
@@ -141,6 +142,21 @@ def test_places_that_are_none_are_one_line(source: str, tmp_path: Path) -> None:
     where = tmp_path / source if "://" not in source else source
     result = cli("pull", where, "--unsigned", "--out", tmp_path / "out")
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+
+
+def test_a_registry_that_says_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("oras")
+    monkeypatch.setattr(transfer, "ANSWER_S", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begin = time.monotonic()
+        name = f"oci:127.0.0.1:{silent.getsockname()[1]}/a:1"
+        result = cli("pull", name, "--unsigned", "--insecure", "--out", tmp_path / "x")
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    assert time.monotonic() - begin < 20
 
 
 def test_a_registry_that_lies_is_not_believed(
@@ -271,6 +287,46 @@ def test_hugging_face_loads_the_folder_as_a_data_set(
     pixels = bytes_of(images)[..., 0].numpy()
     for row, wanted in zip(rows, pixels, strict=True):
         assert np.array_equal(np.asarray(row["image"]), wanted)
+
+
+def test_keys_of_the_age_tools_are_read(site: Path, tmp_path: Path) -> None:
+    secret = (site / "keys" / "identity.txt").read_text()
+    known = (site / "keys" / "recipient.txt").read_text()
+    other = tmp_path / "other"
+    generate_identity(other)
+    listed, own = tmp_path / "listed", tmp_path / "own"
+    listed.write_text(f"# two of us\n{known}\n{(other / 'recipient.txt').read_text()}")
+    own.write_text(f"# created: 2026-01-01\n# public key: {known}{secret}")
+    own.chmod(0o600)
+    (tmp_path / "sealed").write_bytes(seal(b"content", [str(listed)]))
+    for identity in (own, other / "identity.txt"):
+        assert unseal(tmp_path / "sealed", identity) == b"content"
+    listed.write_text("# nobody\n")
+    with pytest.raises(UsageError):
+        seal(b"content", [str(listed)])
+
+
+def test_what_is_no_plain_file_is_not_waited_for(site: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    identity = ("--identity", site / "keys" / "identity.txt")
+    for place in (tmp_path / "pipe", "/dev/zero"):
+        result = cli("decrypt", place, *identity, "--out", tmp_path / "x")
+        assert (result.exit_code, result.stderr.count("\n")) == (4, 1), result.output
+    trusted = cli("verify", site / "a.medistill", "--trust", "/dev/zero")
+    assert (trusted.exit_code, trusted.stderr.count("\n")) == (3, 1)
+
+
+def test_a_folder_of_own_keys_is_no_trouble(site: Path) -> None:
+    assert cli("verify", site / "a.medistill", "--trust", site / "keys").exit_code == 0
+
+
+def test_images_of_several_classes_have_no_folder(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden" / "1-several-labels"
+    found = read(golden.with_suffix(".medistill"), golden.with_suffix(".pem"))
+    for to in ("folder", "hf"):
+        with pytest.raises(UsageError, match="several classes"):
+            export(found, to, tmp_path / "x")  # type: ignore[arg-type]
+    export(found, "npz", tmp_path / "x")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .errors import RunRefused, UsageError
-from .sets import Card
+from .records import Json
+from .sets import Card, RealSet
 
 Share = Literal["equal", "proportional", "sqrt"]
 Small = Literal["refuse", "whole"]
@@ -97,3 +98,15 @@ def _dealt(total: int, weights: Sequence[float]) -> list[int]:
         ]
         counts[gaps.index(max(gaps))] += up
     return counts
+
+
+def counted(real: RealSet) -> Json:
+    """Return how many images and patients a set was made from, and the smallest class."""
+    told: Json = {"images": len(real), "patients": None}
+    sizes = [len(members) for members in real.by_class]
+    if real.card.patients and real.groups is not None:
+        groups = real.groups
+        told["patients"] = len(groups.unique())
+        sizes = [len(groups[members].unique()) for members in real.by_class]
+    least = sizes.index(min(sizes))
+    return told | {"smallest_class": real.card.classes[least], "smallest": sizes[least]}

@@ -6,6 +6,7 @@ from .backbones import ConvNet
 from .budget import Budget
 from .data import load
 from .distill import Run, distill_to
+from .errors import extra
 from .evaluate import evaluate_run
 from .methods import Task
 from .methods.dm import DM
@@ -23,9 +24,10 @@ def demo(folder: Path, *, seed: int = 0, cache: Path | None = None) -> Json:
     """Distill the phantom set to 2 images per class, score it, and write report.html.
 
     Returns the evaluation's record, with the page's path under `page`.
-    Raises: RunRefused when the folder is there already.
+    Raises: RunRefused when the folder is there already; UsageError without the report extra.
     """
-    splits = load(SOURCE, offline=True)
+    extra("plotly", "report")  # before the work, not after it
+    splits = load(SOURCE, offline=True, seed=seed)
     backbone = ConvNet(width=16)
     method = DM()
     command = (
@@ -37,7 +39,7 @@ def demo(folder: Path, *, seed: int = 0, cache: Path | None = None) -> Json:
     distill_to(folder, run, resume=False, cache=cache)
     command = (
         f"medistill evaluate {folder} --data '{SOURCE}' --student-steps {STUDENT_STEPS} "
-        f"--seeds {STUDENTS}"
+        f"--seeds {STUDENTS} --seed {seed}"
     )
     record = evaluate_run(
         folder,

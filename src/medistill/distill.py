@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from . import __version__
 from .backbones import to_spec
+from .budget import counted
 from .compute import Mode, peak_memory, require_compiler, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
@@ -163,6 +163,7 @@ def run_record(run: Run) -> Json:
         "steps": total if run.steps is None else min(run.steps, total),
         "paper_steps": total,
         "data": to_record(run.task.real.card),
+        "real": counted(run.task.real) if len(run.task.real) else None,
         "sketch": sketched,
         "device": str(run.task.real.device),
         "versions": {
@@ -258,7 +259,7 @@ def _tell_range(synthetic: SyntheticSet) -> None:
 def _compiled(folder: Path, run: Run, mode: Mode, resume: bool) -> bool:
     """Decide whether to compile, by a step that is thrown away or as the run began."""
     if mode == "auto" and resume and (folder / "run.json").is_file():
-        return bool(read_json(folder / "run.json").get("compute", {}).get("compile", False))
+        return bool(_begun(folder).get("compute", {}).get("compile", False))
     steps = run.method.steps(run.task) if run.steps is None else run.steps
     if mode != "auto" or not steps:
         return worth_compiling(mode, lambda: None, 0)
@@ -289,18 +290,33 @@ def _check_free(folder: Path, resume: bool) -> None:
         )
 
 
+def _begun(folder: Path) -> Json:
+    """Return what a folder says of its run.
+
+    Raises: DataError when that is no record.
+    """
+    found = read_json(folder / "run.json")
+    if not isinstance(found, dict):
+        raise DataError(f"{folder / 'run.json'} is no record of a run; expected one of distill")
+    return found
+
+
 def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, float]:
-    """Make or reopen a run folder; return the state to go on from and the seconds spent."""
+    """Make or reopen a run folder; return the state to go on from and the seconds spent.
+
+    The record keeps the command that began the run.
+    """
     if not resume:
         write_json(folder / "run.json", {**record, "finished": False})
         return None, 0.0
-    old: dict[str, Any] = read_json(folder / "run.json")
+    old = _begun(folder)
     for name in record:
         if name not in _MAY_DIFFER and old.get(name) != record[name]:
             raise RunRefused(
                 f"{folder} holds another run: its {name} is {old.get(name)}; expected "
                 f"{record[name]}: choose another --out or the settings it was begun with"
             )
+    record["command"] = old.get("command", "")  # what began it makes it again, anywhere
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.is_file():
         write_atomic(folder / "log.jsonl", b"")

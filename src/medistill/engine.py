@@ -98,8 +98,8 @@ class Processes(Engine):
         try:
             while True:
                 while free and (following := next(source, None)) is not None:
-                    worker = free.pop()
-                    running[worker.submit(function, following[1])] = (worker, *following, 1)
+                    future, worker = self._given(free.pop(), function, following[1])
+                    running[future] = (worker, *following, 1)
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -118,6 +118,17 @@ class Processes(Engine):
         finally:
             for worker in [*free, *(one[0] for one in running.values())]:
                 _end(worker)
+
+    def _given(
+        self, worker: ProcessPoolExecutor, function: Callable[[T], R], item: T
+    ) -> tuple[Future[R], ProcessPoolExecutor]:
+        """Give an item to a worker, or to a new one where that died while it had nothing to do."""
+        try:
+            return worker.submit(function, item), worker
+        except BrokenProcessPool:
+            _end(worker)
+            fresh = self._worker()
+            return fresh.submit(function, item), fresh
 
     def _worker(self) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // self.workers)

@@ -208,6 +208,7 @@ def evaluate_run(
     record = {
         **found.record(),
         "command": command,
+        "set": synthetic.digest,
         "data": to_record(splits.train.card),
         "seconds": round(time.monotonic() - begin, 3),
         "peak_memory_bytes": peak_memory(),

@@ -92,8 +92,8 @@ def write_onnx(path: Path, network: Network, recipe: Recipe, card: Card) -> None
 def write_bundle(folder: Path, network: Network, recipe: Recipe, card: Card) -> None:
     """Write a model as a MONAI Bundle: metadata, an inference config, weights as safetensors.
 
-    `monai.bundle run --config_file configs/inference.json` needs medistill, which rebuilds the
-    network from the file's header; nothing is pickled.
+    MONAI's ConfigParser takes network, preprocessing and inferer from configs/inference.json; the
+    network needs medistill, which rebuilds it from the file's header; nothing is pickled.
     Raises: RunRefused when the folder cannot be written.
     """
 
@@ -159,6 +159,8 @@ def _metadata(card: Card) -> Json:
 
 def _inference(card: Card) -> Json:
     shape = [card.channels, *card.shape]
+    # Rows first, as medistill has pictures; MONAI would turn them over.
+    rows: Json = {"reader": "PILReader", "reverse_indexing": False} if len(shape) == 3 else {}
     return {
         "imports": ["$from pathlib import Path"],
         "bundle_root": ".",
@@ -170,7 +172,7 @@ def _inference(card: Card) -> Json:
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True} | rows,
                 {
                     "_target_": "ScaleIntensityRanged",
                     "keys": "image",

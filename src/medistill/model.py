@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import __version__
 from .backbones import Network, from_spec
-from .errors import DataError
+from .errors import DataError, RunRefused
 from .features import logits_of_set
 from .metrics import evaluate_task
 from .pixels import Whitening
@@ -131,18 +131,31 @@ def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
     """Return a run's set, the recipe chosen for it on validation data, and its declared scores.
 
     Before `evaluate` has run there is no choice yet: the set's own recipe, and no scores.
-    Raises: DataError when the folder holds no finished run.
+    Raises: DataError when the folder holds no finished run, or an evaluation of another set.
     """
     synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
     path = folder / "evaluation.json"
     if not path.is_file():
         return synthetic, synthetic.recipe, None
     evaluation: dict[str, Any] = read_json(path)
+    check_own(evaluation, synthetic, path)
     return (
         synthetic,
         from_record(Recipe, evaluation["recipes"]["synthetic"]),
         evaluation["synthetic"],
     )
+
+
+def check_own(record: Json, synthetic: SyntheticSet, path: Path) -> None:
+    """Refuse scores or an audit of another set than the one that stands beside them.
+
+    Raises: DataError.
+    """
+    if record.get("set") != synthetic.digest:
+        raise DataError(
+            f"found {path} of another set, or of an earlier version; expected it of "
+            "synthetic.safetensors there: make it again"
+        )
 
 
 def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
@@ -161,10 +174,20 @@ def test(network: Network, real: RealSet, recipe: Recipe, card: Card) -> Json:
 
 
 def save(path: Path, network: Network, recipe: Recipe, card: Card) -> None:
-    """Write weights as safetensors, with the recipe and the card in the header."""
+    """Write weights as safetensors, with the recipe and the card in the header.
+
+    Raises: RunRefused when the training ran away to weights that are no numbers.
+    """
     header: Json = {"format": FORMAT, "version": __version__}
     header |= {"recipe": to_record(recipe), "card": to_record(card)}
-    save_state(path, network.state_dict(), header)
+    state = network.state_dict()
+    broken = [name for name, one in state.items() if not bool(one.isfinite().all())]
+    if broken:
+        raise RunRefused(
+            f"found weights that are not finite ({broken[0]}); expected numbers: the training ran "
+            "away, so the recipe does not fit the set"
+        )
+    save_state(path, state, header)
 
 
 def load(path: Path) -> tuple[Network, Recipe, Card]:

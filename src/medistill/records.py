@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .errors import DataError, RunRefused, UsageError, nearest
 
+DIGEST = "sha256"  # of the tensors, in the header of a file of them
 State = dict[str, Tensor]
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -184,7 +185,7 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunRefused(
             f"could not write beside {path}: {error.strerror}; expected a folder that can be "
-            "written: choose another"
+            "written: choose another (of the cache: set MEDISTILL_CACHE)"
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -226,10 +227,12 @@ def read_json(path: Path) -> Any:
 def save_state(path: Path, state: Mapping[str, Tensor], header: Json) -> None:
     """Write tensors and one JSON header as safetensors, atomically and byte for byte repeatable.
 
-    The header is one string under one key: with several keys safetensors orders them at random.
+    The header is one string under one key: with several keys safetensors orders them at random. It
+    also holds the digest of the tensors, so that `load_state` knows damaged ones.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomic(path, save(plain, metadata={"medistill": canonical(header).decode()}))
+    told = canonical({**header, DIGEST: state_digest(plain)}).decode()
+    write_atomic(path, save(plain, metadata={"medistill": told}))
 
 
 def load_state(path: Path) -> tuple[State, Json]:
@@ -244,7 +247,10 @@ def load_state(path: Path) -> tuple[State, Json]:
             header = json.loads((file.metadata() or {})["medistill"])
             if not isinstance(header, dict):
                 raise ValueError(f"its header is {type(header).__name__}, not an object")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.pop(DIGEST, None) not in (None, state_digest(state)):  # None: older files
+            raise ValueError("its numbers are not those that were saved")
+        return state, header
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise DataError(
             f"{path} is damaged or of another origin ({error}); expected a whole medistill file"

@@ -282,6 +282,11 @@ class SyntheticSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of images and labels, by which scores and audits say what they are of."""
+        return state_digest({"images": self.images, "labels": self.labels})
+
     def normalized(self) -> Tensor:
         """Return the stored images, normalized and whitened where the recipe says so."""
         images = normalize(self.images.clone(), self.recipe.mean, self.recipe.std)
@@ -320,15 +325,36 @@ class SyntheticSet:
         state, header = load_state(path)
         if header.get("format") != "medistill synthetic 1" or {"images", "labels"} - set(state):
             raise DataError(f"{path} holds no synthetic set; expected one written by distill")
-        recipe = from_record(Recipe, header["recipe"])
+        try:
+            recipe = from_record(Recipe, header["recipe"])
+            origin = from_record(Origin, header["origin"])
+            card = from_record(Card, header["card"])
+            normalized_by(card, recipe.mean, recipe.std)
+        except (KeyError, TypeError, UsageError) as error:
+            raise DataError(f"{path} is no whole set ({error}); expected one") from None
         whitening = Whitening.of_state(state) if recipe.whitening else None
         if recipe.whitening and (
             whitening is None or state_digest(whitening.state()) != recipe.whitening
         ):
             raise DataError(f"{path} lacks the whitening that its recipe names; expected both")
-        origin = from_record(Origin, header["origin"])
-        card = from_record(Card, header["card"])
-        return SyntheticSet(state["images"], state["labels"], recipe, origin, card, whitening)
+        found = SyntheticSet(state["images"], state["labels"], recipe, origin, card, whitening)
+        found._check(path)
+        return found
+
+    def _check(self, path: Path) -> None:
+        """Refuse images and labels that no method makes."""
+        count, card = len(self.images), self.card
+        looks, classes = (count, card.channels, *card.shape), (count, len(card.classes))
+        for name, shape in (("images", looks), ("labels", classes)):
+            one: Tensor = getattr(self, name)
+            if not one.is_floating_point() or tuple(one.shape) != shape or not count:
+                raise DataError(
+                    f"{path}: found {name} {one.dtype} {tuple(one.shape)}; expected floats of "
+                    f"shape {shape}, and some"
+                )
+        most = self.images.abs().max()  # nan if any is
+        if not bool(most.isfinite()) or not 0 <= self.labels.min() <= self.labels.max() <= 1:
+            raise DataError(f"{path}: found images or labels that are no numbers, or beyond 0 to 1")
 
 
 def normalized_by(card: Card, mean: Sequence[float], std: Sequence[float]) -> Card:

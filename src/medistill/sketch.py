@@ -148,9 +148,7 @@ class Sketch:
                 f"expected int64 {shape}"
             )
         if self.counts.dtype != torch.int64 or tuple(self.counts.shape) != (k,):
-            raise DataError(
-                f"{path}: found no count for each of {k} classes; expected int64 ({k},)"
-            )
+            raise DataError(f"{path}: found no count for each of {k} classes; expected int64")
         spreads, levels = self.spreads, len(self.spec.sizes(self.card))
         if spreads.dtype != torch.float64 or spreads.shape != (self.spec.networks, levels):
             raise DataError(f"{path}: found no spread for each level; expected float64 numbers")
@@ -362,7 +360,7 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
 
     Private ones keep the weakest guarantee among them, if no patient is in two of them: each
     patient's vector is in one sum (parallel composition).
-    Raises: DataError when they differ in anything but names, digests and counts, naming the field.
+    Raises: DataError when they differ in more than names, digests and counts, or two are the same.
     """
     first = sketches[0]
     for other in sketches[1:]:
@@ -376,12 +374,14 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
                 if two[name] != value:
                     raise DataError(
                         f"found {kind}{name} {two[name]} in {other.card.name} and {value} in "
-                        f"{first.card.name}; expected sketches made alike: sketch both with the "
-                        "same settings"
+                        f"{first.card.name}; expected sketches made alike (--mean and --std too)"
                     )
+    if len({part.sums.numpy().tobytes() for part in sketches}) < len(sketches):
+        raise DataError("found the same sketch twice; expected sketches of different images")
     whole = "" if first.privacy else digest([part.card.digest for part in sketches])
     names = dict.fromkeys(part.card.name for part in sketches)
-    card = dataclasses.replace(first.card, name=" + ".join(names), digest=whole)
+    name = " + ".join(names) + ("" if len(names) == len(sketches) else f" ({len(sketches)} parts)")
+    card = dataclasses.replace(first.card, name=name, digest=whole)
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
     promised = weakest([part.privacy for part in sketches if part.privacy])

@@ -12,7 +12,7 @@ import torch
 from .. import __version__
 from ..augment import Augmentation
 from ..backbones import Network, from_spec, to_spec
-from ..budget import Budget
+from ..budget import Budget, counted
 from ..compute import PLAIN, Compute
 from ..engine import Engine, Here
 from ..errors import DataError, UsageError
@@ -106,7 +106,7 @@ def audit_run(
         )
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
-    record["data"] = _counted(splits.train)
+    record["set"], record["data"] = made.digest, counted(splits.train)
     record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
     record["copies"] = _copies_told(folder, made, splits, seed)
     left: list[str] = []
@@ -190,18 +190,6 @@ def _control(made: SyntheticSet, others: RealSet) -> Network:
     network.whiten_by(made.whitening)
     fit(network, RealImages(others), recipe, rng)
     return network
-
-
-def _counted(real: RealSet) -> Json:
-    """Return how many images and patients a set was made from, and the smallest class."""
-    told: Json = {"images": len(real), "patients": None}
-    sizes = [len(members) for members in real.by_class]
-    if real.card.patients and real.groups is not None:
-        groups = real.groups
-        told["patients"] = len(groups.unique())
-        sizes = [len(groups[members].unique()) for members in real.by_class]
-    least = sizes.index(min(sizes))
-    return told | {"smallest_class": real.card.classes[least], "smallest": sizes[least]}
 
 
 def way_of(run: Json, student_steps: int, compute: Compute) -> Way:

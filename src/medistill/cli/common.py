@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -74,6 +75,9 @@ def optioned(source: str, **options: str | None) -> str:
     return source + "".join(given)
 
 
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
+
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn the library's errors into one line on stderr and the right exit code."""
 
@@ -87,15 +91,28 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             # A path that no file can have; where a file is damaged or a disk full, errors of ours
             # say more.
-            if error.filename is None:
-                raise
+            if error.filename is None:  # of what is printed
+                print(f"medistill: {error.strerror}; expected room for the output", file=sys.stderr)
+                raise typer.Exit(5) from None
             place = str(error.filename)
             place = place if len(place) < 200 else f"...{place[-190:]}"
             print(f"medistill: {place!a}: {error.strerror}; expected another path", file=sys.stderr)
             raise typer.Exit(3) from None
+        except (MemoryError, RuntimeError) as error:
+            said = ascii(str(error).partition("\n")[0])[1:-1][:200]
+            if "home directory" in said:  # of a path that begins with ~
+                print(f"medistill: {said}; expected another path", file=sys.stderr)
+                raise typer.Exit(3) from None
+            if not (isinstance(error, MemoryError) or _NO_MEMORY.search(said)):
+                raise
+            print(
+                f"medistill: not enough memory ({said}); expected a smaller set, size or backbone",
+                file=sys.stderr,
+            )
+            raise typer.Exit(5) from None
         except KeyboardInterrupt:
             print(
-                "medistill: stopped; the same command goes on (distill: with --resume)",
+                "medistill: stopped; distill goes on with --resume, study run by the same command",
                 file=sys.stderr,
             )
             raise typer.Exit(INTERRUPTED) from None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..errors import UsageError
 from ..places import cache_folder
 from .common import (
     AsJson,
@@ -136,7 +137,7 @@ def distill(
     fields, source = extra_fields(context.args), optioned(source, window=window, spacing=spacing)
     view = read_augmentation(augment, no_flip)
     held = Sketch.load(Path(source)) if source.endswith(SKETCH) else None
-    chosen = _method(method, fields, held)
+    chosen = _method(method, fields, held, paper)
     real = held.without_images() if held else _train(source, data_root, offline, seed)
     student = held.backbone if held and not backbone else _student(backbone)
     real, how = real.to(find_device(device)), Compute(precision)
@@ -171,10 +172,14 @@ def _tell(record: dict[str, Any], out: Path, source: str, seed: int, as_json: bo
     emit(shown, text, as_json)
 
 
-def _method(name: str | None, fields: dict[str, Any], held: "Sketch | None") -> "Method":
+def _method(
+    name: str | None, fields: dict[str, Any], held: "Sketch | None", paper: bool
+) -> "Method":
     """Read --method and its settings; a sketch brings its own."""
-    from ..methods import make
+    from ..methods import PRESETS, make
 
+    if paper and name in PRESETS:
+        raise UsageError(f"found --method {name} with --paper; expected a method that has one")
     chosen = name or ("dm" if held is None else "sketch")
     known = {} if held is None or chosen != "sketch" else held.settings
     return make(chosen, {**known, **fields})

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import AsJson, Out, emit, guarded, interval_text
+from .common import AsJson, Out, at_least_one, emit, guarded, interval_text
 
 if TYPE_CHECKING:
     from ..package import Package
@@ -76,6 +76,7 @@ def pack(
     from ..package.pack import flags_of, superseded
     from ..records import refuse_existing
 
+    at_least_one(min_patients=min_patients)
     refuse_existing(out)
     named = name or out.name.removesuffix(".medistill")
     words = {"site": site, "contact": contact, "license": license, "purpose": purpose}
@@ -241,6 +242,8 @@ def _text(found: "Package") -> str:
         if scores:
             one = {name: interval_text(scores[name]) for name in ("accuracy", "auc")}
             lines.append(f"{arm}: accuracy {one['accuracy']}, AUC {one['auc']}")
+    least = told.least_patients
+    lines.append(f"each class: {least} or more patients" if least else "patients: not told")
     held = found.privacy.get("guarantee")
     lines.append(
         f"guarantee: epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}"

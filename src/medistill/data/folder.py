@@ -23,6 +23,12 @@ from .split import SHARES
 from .table import Item, assembled
 
 OPTIONS = ("size", "channels", "limit")
+# What people name the folders of splits, whatever the case.
+WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _GREY = ("1", "L", "LA")
 
 
@@ -35,9 +41,10 @@ class _Item(NamedTuple):
 def load(source: Source, where: Where) -> Splits:
     """Read class folders of PNG, JPEG, BMP or TIFF images, or an archive of them (tar, zip).
 
-    Folders train and test (and val) above the class folders are kept as they are; a split that is
-    missing is cut off train. Otherwise 70, 10 and 20 percent of each class become train, val and
-    test by seed, and images with identical pixels stay together, also across classes.
+    Folders train and test (and val; also training, testing, valid and validation, in any case)
+    above the class folders are kept as they are; a split that is missing is cut off train.
+    Otherwise 70, 10 and 20 percent of each class become train, val and test by seed, and images
+    with identical pixels stay together, also across classes.
     `groups` numbers identical images. Options:
 
         size=N      pad to a square with black, then resize to N x N (bilinear, antialiased);
@@ -83,16 +90,31 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         )
 
 
+def _splits(top: Path) -> dict[str, Path]:
+    """Return the folders of train, val and test by split, or the folder itself where it has none.
+
+    Raises: DataError when some of its folders are named as splits are, and they are not those.
+    """
+    named = {e.name: WORDS.get(e.name.casefold()) for e in _visible(top) if e.is_dir()}
+    splits = [split for split in named.values() if split]
+    if not splits:
+        return {"": top}
+    if None in named.values() or "train" not in splits or len(set(splits)) < len(splits):
+        raise DataError(
+            f"found {', '.join(map(ascii, named))} in {top}; expected train (with val and test or "
+            "without) and nothing beside, or classes of other names"
+        )
+    return {split: top / name for split in SHARES for name, own in named.items() if own == split}
+
+
 def _items(top: Path) -> tuple[list[_Item], list[str]]:
     """Find every image with its split and class, and every class, in sorted order."""
     if not top.is_dir():
         raise DataError(f"found no folder {top}; expected one with a sub-folder per class")
-    names = {entry.name for entry in _visible(top) if entry.is_dir()}
-    nested = "train" in names and names <= {"train", "val", "test"}
     items, ignored = [], 0
     classes = set()
-    for split in [name for name in SHARES if name in names] if nested else [""]:
-        for label in (entry for entry in _visible(top / split) if entry.is_dir()):
+    for split, part in _splits(top).items():
+        for label in (entry for entry in _visible(part) if entry.is_dir()):
             classes.add(label.name)
             for folder, below, files in os.walk(label.path):
                 below[:] = sorted(name for name in below if not name.startswith((".", "__")))
@@ -102,6 +124,9 @@ def _items(top: Path) -> tuple[list[_Item], list[str]]:
                 items += [_Item(os.path.join(folder, n), split, label.name) for n in images]
     if ignored:
         say(f"{top}: ignored {ignored} files that are no {', '.join(PICTURES)}")
+    for name in classes:
+        if not name.isprintable():  # nor is half a character, which no file can hold
+            raise DataError(f"found class {name!a} in {top}; expected a name that can be shown")
     if not items:
         raise DataError(
             f"found no images in sub-folders of {top}; expected one sub-folder per class with "

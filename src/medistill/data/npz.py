@@ -145,6 +145,8 @@ def _images(array: Array, where: str) -> Tensor:
         raise DataError(
             f"{where}: found {array.dtype} images; expected uint8, uint16, or floats from 0 to 1"
         )
+    if 0 in array.shape[1:]:
+        raise DataError(f"{where}: found images of shape {array.shape}; expected some pixels")
     mapped = isinstance(array, np.memmap)
     if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] > 3):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
@@ -193,6 +195,8 @@ def _groups(arrays: dict[str, Array], images: dict[str, Tensor], path: Path) -> 
 def _labels(array: Array, where: str) -> Tensor:
     if array.dtype.kind not in "uib":
         raise DataError(f"{where}: found labels of type {array.dtype}; expected whole numbers")
+    if 0 in array.shape[1:]:
+        raise DataError(f"{where}: found labels of shape {array.shape}; expected one each or more")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim not in (1, 2):

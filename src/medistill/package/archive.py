@@ -280,6 +280,16 @@ def open_plain(stack: ExitStack, path: Path | str, folder: int | None = None) ->
     return handle
 
 
+def plain_file(path: Path, most: int) -> bytes:
+    """Return the bytes of a plain file, no link, of a size that it may have.
+
+    Raises: OSError; PackageRefused when it is another thing, or larger.
+    """
+    with ExitStack() as stack:
+        handle = open_plain(stack, path)
+        return reads(handle)(0, size_of(handle, path.name, most))
+
+
 def read_files(path: Path) -> dict[str, bytes]:
     """Return the files of a package, all of them read.
 

@@ -1,6 +1,7 @@
 """Packages for other people's programs: arrays, MedMNIST's form, pictures, a folder for a hub."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..pixels import tiles_of
+from ..progress import say
 from ..records import atomically, refuse_existing, to_record, write_atomic, write_json
 from .read import Package
 
@@ -25,7 +27,7 @@ tags:
 - synthetic
 - dataset-distillation
 size_categories:
-- n<1K
+- {scale}
 ---
 
 # {name}
@@ -39,6 +41,10 @@ to black and white; the package itself holds them whole. {scores}
 """
 
 
+# The hub's names for numbers of images.
+SCALES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (math.inf, "n>100K"))
+
+
 def export(package: Package, to: Target, out: Path) -> None:
     """Write a package's images in a form that others read, under its name only once whole.
 
@@ -50,6 +56,8 @@ def export(package: Package, to: Target, out: Path) -> None:
     """
     refuse_existing(out)
     images, labels = whole(package)
+    if to != "npz" and bool((labels != labels.round()).any()):
+        say(f"soft labels became the class of most weight: --to {to} holds no others, npz does")
     if to in ("npz", "medmnist"):
         arrays = _medmnist(package, images, labels) if to == "medmnist" else {}
         if to == "npz":
@@ -61,6 +69,11 @@ def export(package: Package, to: Target, out: Path) -> None:
         return
     if images.ndim != 4:
         raise UsageError(f"found volumes for --to {to}; expected npz or medmnist for them")
+    if package.manifest.card.task == "multi-label":
+        raise UsageError(
+            f"found images of several classes for --to {to}, whose folders hold one; expected npz "
+            "or medmnist for them"
+        )
     atomically(out, lambda place: _folder(package, to, place, images, labels))
 
 
@@ -118,6 +131,7 @@ def _card(package: Package, count: int) -> str:
         source=slug(told.card.name),
         method=slug(told.made.method),
         scores=scores,
+        scale=next(name for most, name in SCALES if count < most),
         claim="They are made of patients' images: see REPORT.md of the package.",
     )
 

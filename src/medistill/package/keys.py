@@ -18,6 +18,7 @@ from .strict import parsed
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:medistill:package:1"
+MOST_FILE = 1 << 16  # bytes of a file of keys
 PRIME = 2**255 - 19
 # The y of the points of order 1, 2, 4 and 8: under such a key one signature fits many texts.
 LOW_ORDER = frozenset(
@@ -86,13 +87,25 @@ def public_pem(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, form)
 
 
+def key_file(path: Path) -> bytes:
+    """Return the bytes of a file of keys, which is a small one.
+
+    Raises: OSError; ValueError when it is larger.
+    """
+    with path.open("rb") as file:
+        found = file.read(MOST_FILE + 1)
+    if len(found) > MOST_FILE:
+        raise ValueError(f"more than {MOST_FILE} bytes")
+    return found
+
+
 def load_private(path: Path) -> Ed25519PrivateKey:
     """Read a private key that only its owner can read.
 
     Raises: DataError when it is missing or no Ed25519 key; UsageError when others can read it.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(key_file(path), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         reason = getattr(error, "strerror", None) or "it is no plain PEM key"
         raise DataError(
@@ -110,11 +123,13 @@ def load_trust(path: Path) -> tuple[Signer, ...]:
     Raises: DataError when there is no key, or a file holds something else; PackageRefused when a
     key is weak.
     """
-    files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+    # keygen may have written the receiver's own keys there.
+    own = {path / "private.pem"}
+    files = sorted(set(path.glob("*.pem")) - own) if path.is_dir() else [path]
     found: dict[str, Signer] = {}
     for file in files:
         try:
-            key = serialization.load_pem_public_key(file.read_bytes())
+            key = serialization.load_pem_public_key(key_file(file))
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
             reason = getattr(error, "strerror", None) or "it is no PEM public key"
             raise DataError(

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from ..audit.facts import facts_of
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, nearest
-from ..model import declared
+from ..model import check_own, declared
 from ..pictures import png, synthetic_sheet
 from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
 from ..report.officer import officer
@@ -33,7 +33,7 @@ from .archive import (
     whole,
 )
 from .croissant import croissant
-from .keys import signed
+from .keys import keyid_of, signed
 from .manifest import NAME, Flag, Made, Stored, manifest_of, tensors_of
 from .read import OF_EVALUATION, examined
 from .strict import parsed
@@ -93,17 +93,14 @@ def pack(
     Raises: RunRefused when the set is refused; DataError when the folder holds no finished run;
     UsageError when the name is no plain word or the last day no date.
     """
-    if not NAME.fullmatch(terms.name):
-        raise UsageError(
-            f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
-        )
-    if terms.expires:
-        _check_day(terms.expires)
+    _check_terms(terms, keys)
     run = _read(folder / "run.json", ("method", "data")) or {}
-    evaluation = _read(folder / "evaluation.json", OF_EVALUATION)
+    evaluation = _read(folder / "evaluation.json", (*OF_EVALUATION, "data"))
     audit = _read(folder / "audit.json", ("data", "verdict", "copies", "subgroups", "attributes"))
     made, recipe, _ = declared(folder)
-    reasons = _reasons(made, evaluation, audit, least)
+    if audit is not None:
+        check_own(audit, made, folder / "audit.json")
+    reasons = _reasons(made, evaluation, audit, least, run.get("real"))
     for flag, reason in reasons.items():
         if flag not in allow:
             raise RunRefused(f"{reason}: put that right, or say --allow {flag} to pack it as it is")
@@ -114,7 +111,7 @@ def pack(
         made, card=dataclasses.replace(made.card, digest=""), recipe=recipe
     )
     stored, tensors = tensors_of(chosen, dtype)
-    record = _manifest(chosen, terms, evaluation)
+    record = _manifest(chosen, terms, evaluation, run)
     record |= {**tensors, "least_patients": held, "allowed": list(reasons)}
     data = save(stored)
     files = {
@@ -144,16 +141,26 @@ def _check_own(files: Mapping[str, bytes]) -> None:
         raise UsageError(f"readers would refuse this package: {error}") from None
 
 
-def _check_day(text: str) -> None:
+def _check_terms(terms: Terms, keys: Sequence[Ed25519PrivateKey]) -> None:
+    if not NAME.fullmatch(terms.name):
+        raise UsageError(
+            f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
+        )
     try:
-        date.fromisoformat(text)
+        date.fromisoformat(terms.expires or "2030-12-31")
     except ValueError:
-        raise UsageError(f"found --expires {text}; expected a day, as 2030-12-31") from None
+        raise UsageError(f"found --expires {terms.expires}; expected a day, 2030-12-31") from None
+    if len({keyid_of(key.public_key()) for key in keys}) < len(keys):
+        raise UsageError("found the same --key twice; expected each key once")
 
 
-def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None) -> Json:
+def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None, run: Json) -> Json:
     """Return what a manifest says beside tensors and patients."""
     origin = {field.name: getattr(made.origin, field.name) for field in dataclasses.fields(Made)}
+    spent = {name: given for name, given in run.get("budget", {}).items() if given is not None}
+    # A method's own settings may name more steps than were made.
+    made_by = {"budget": spent, "steps": run.get("steps_done", run.get("steps"))}
+    origin["settings"] = {**made.origin.settings, **made_by}
     return {
         "format": FORMAT,
         **to_record(terms),
@@ -162,7 +169,7 @@ def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None) -> Json
         "recipe": to_record(made.recipe),
         "made": to_record(Made(**origin)),
         "declared": evaluation["synthetic"]["accuracy"] if evaluation else None,
-        "declared_on": made.card.name if evaluation else "",
+        "declared_on": evaluation["data"]["name"] if evaluation else "",
     }
 
 
@@ -182,7 +189,11 @@ def _read(path: Path, needed: Sequence[str]) -> Json | None:
 
 
 def _reasons(
-    made: SyntheticSet, evaluation: Json | None, audit: Json | None, least: int
+    made: SyntheticSet,
+    evaluation: Json | None,
+    audit: Json | None,
+    least: int,
+    counts: Json | None,
 ) -> dict[Flag, str]:
     """Return why the set would be refused, by the flag that allows it."""
     found: dict[Flag, str] = {}
@@ -192,17 +203,21 @@ def _reasons(
         found["no-scores"] = "found no evaluation of the run (medistill evaluate)"
     if audit is None:
         found["no-audit"] = "found no audit of the run (medistill audit)"
-        return found
-    if audit["verdict"]["membership"] != "valid":
+    elif audit["verdict"]["membership"] != "valid":
         said = audit["verdict"]["membership"]
         found["no-audit"] = f"found an audit without a verdict on membership ({said})"
-    if audit["verdict"]["leaks"]:
+    if audit is not None and audit["verdict"]["leaks"]:
         found["leaks"] = f"found leaks in the audit ({'; '.join(audit['verdict']['reasons'])})"
-    count = audit["data"]["smallest"]
-    if count < least:
-        unit = "images" if audit["data"]["patients"] is None else "patients"
+    told = counts if audit is None else audit["data"]
+    if told is None:
         found["small-class"] = (
-            f"found {count} {unit} in class {audit['data']['smallest_class']}; expected {least} "
+            "found nobody who counted the patients of each class (an audit does); expected "
+            f"{least} (--min-patients) or more"
+        )
+    elif told["smallest"] < least:
+        unit = "images" if told["patients"] is None else "patients"
+        found["small-class"] = (
+            f"found {told['smallest']} {unit} in class {told['smallest_class']}; expected {least} "
             "(--min-patients) or more"
         )
     return found

@@ -1,7 +1,6 @@
 """Change keys: a note by which a receiver believes a sender's new key in place of the old one."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import DataError, PackageRefused, RunRefused, UsageError
 from ..records import canonical, write_atomic
-from .archive import MOST_JSON, open_plain, reads, size_of
+from .archive import MOST_JSON, plain_file
 from .envelope import bytes_of, envelope_of, enveloped, text_of
 from .keys import Signer, checked, keyid_of, load_trust, public_pem
 from .strict import parsed
@@ -53,7 +52,11 @@ def accepted(path: Path, trust: Path, threshold: int = 1) -> tuple[Signer, Signe
     """
     if threshold < 1:
         raise UsageError(f"found --threshold {threshold}; expected 1 or more keys")
-    envelope = envelope_of(_content(path), KIND, path.name)
+    try:
+        content = plain_file(path, MOST_JSON)
+    except OSError as error:
+        raise DataError(f"could not read {path}: {error.strerror}; expected a note") from None
+    envelope = envelope_of(content, KIND, path.name)
     record = parsed(envelope.payload, path.name, MOST_JSON)
     if set(record) != FIELDS or record["format"] != FORMAT:
         raise PackageRefused(f"found other fields in {path.name}; expected those of {FORMAT}")
@@ -84,13 +87,3 @@ def accepted(path: Path, trust: Path, threshold: int = 1) -> tuple[Signer, Signe
             write_atomic(kept, public_pem(old.key))
             write_atomic(place, public_pem(new.key))
     return old, new
-
-
-def _content(path: Path) -> bytes:
-    """Read a note, never more bytes than one has."""
-    try:
-        with ExitStack() as stack:
-            handle = open_plain(stack, path)
-            return reads(handle)(0, size_of(handle, path.name, MOST_JSON))
-    except OSError as error:
-        raise DataError(f"could not read {path}: {error.strerror}; expected a note") from None

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import DataError, PackageRefused, UsageError, extra
 from ..records import owner_only, refuse_existing, write_atomic
-from .archive import MOST_BYTES, MOST_TEXT
+from .archive import MOST_BYTES, MOST_TEXT, plain_file
+from .keys import key_file
 
 KIND = "age1"
 OVERHEAD = 1 << 20  # of the format: a header, and 16 bytes for each 64 KiB
@@ -37,17 +38,28 @@ def seal(content: bytes, recipients: Sequence[str]) -> bytes:
     """
     pyrage = _pyrage()
     try:
-        keys = [pyrage.x25519.Recipient.from_str(text) for text in map(_known, recipients)]
+        named = [text for one in recipients for text in _known(one)]
+        keys = [pyrage.x25519.Recipient.from_str(text) for text in named]
         sealed: bytes = pyrage.encrypt(content, keys)
-    except (pyrage.RecipientError, pyrage.EncryptError, OSError, UnicodeDecodeError) as error:
+    except (pyrage.RecipientError, pyrage.EncryptError, OSError, ValueError) as error:
         raise UsageError(
             f"found a recipient that is no key ({error}); expected age1..., or a file that holds it"
         ) from None
     return sealed
 
 
-def _known(text: str) -> str:
-    return text if text.startswith(KIND) else Path(text).read_text(encoding="ascii").strip()
+def _known(text: str) -> list[str]:
+    """Return the keys of a recipient: itself, or those of a file, as age has it."""
+    return [text] if text.startswith(KIND) else _lines(key_file(Path(text)))
+
+
+def _lines(content: bytes) -> list[str]:
+    """Return the lines that are neither empty nor comments."""
+    lines = (line.strip() for line in content.decode("ascii").splitlines())
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ValueError("no key in it")
+    return found
 
 
 def unseal(path: Path, identity: Path) -> bytes:
@@ -58,9 +70,8 @@ def unseal(path: Path, identity: Path) -> bytes:
     """
     pyrage, own = _pyrage(), _identity(identity)
     try:
-        if path.stat().st_size > MOST_BYTES + MOST_TEXT + OVERHEAD:
-            raise PackageRefused(f"found {path} larger than any package; expected a smaller one")
-        opened: bytes = pyrage.decrypt(path.read_bytes(), [own])
+        sealed = plain_file(path, MOST_BYTES + MOST_TEXT + OVERHEAD)
+        opened: bytes = pyrage.decrypt(sealed, [own])
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror}; expected a file") from None
     except pyrage.DecryptError:
@@ -75,8 +86,9 @@ def _identity(path: Path) -> Any:
     """Read an identity that only its owner can read."""
     pyrage = _pyrage()
     try:
-        own = pyrage.x25519.Identity.from_str(path.read_text(encoding="ascii").strip())
-    except (OSError, UnicodeDecodeError, pyrage.IdentityError):
+        (text,) = _lines(key_file(path))
+        own = pyrage.x25519.Identity.from_str(text)
+    except (OSError, ValueError, pyrage.IdentityError):
         raise DataError(
             f"could not read an identity from {path}; expected one that keygen --age wrote"
         ) from None

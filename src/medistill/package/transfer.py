@@ -3,7 +3,9 @@
 import hashlib
 import socket
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -14,7 +16,9 @@ from .archive import MOST_BYTES, MOST_JSON, MOST_TEXT, archived, extracted, read
 from .strict import parsed
 
 OCI = "oci:"
-KNOCK_S = 10.0
+KNOCK_S, ANSWER_S = 10.0, 30.0
+TALK_S = 60.0  # of questions to a registry, before which the last one has to begin
+SENT_S = 600.0  # of a package on its way
 LAYER = "application/vnd.medistill.package.v1+zip"
 MOST = MOST_BYTES + MOST_TEXT
 TITLE = "package.medistill"
@@ -37,15 +41,32 @@ def push(path: Path, target: str, *, insecure: bool = False) -> str:
         write_atomic(place, content)
     else:
         try:
-            with extra("fsspec", "share").open(target, "wb") as file:
-                file.write(content)
-        except UsageError:
+            _write_there(content, target)
+        except (UsageError, RunRefused):
             raise
         except Exception as error:  # of any of fsspec's many file systems
             raise RunRefused(
                 f"could not write to {target} ({_first_line(error)}); expected one that takes it"
             ) from None
     return digest
+
+
+def _write_there(content: bytes, target: str) -> None:
+    """Write to where fsspec leads, under the name only once whole, and over nothing.
+
+    Raises: RunRefused when something is there already.
+    """
+    system, place = extra("fsspec.core", "share").url_to_fs(target)
+    if system.exists(place):
+        raise RunRefused(f"found {target} already there; expected a new name: choose another")
+    half = f"{place}.part"
+    try:
+        with system.open(half, "wb") as file:
+            file.write(content)
+        system.mv(half, place)
+    finally:
+        if system.exists(half):
+            system.rm(half)
 
 
 def pulled(source: str, *, insecure: bool = False) -> bytes:
@@ -82,6 +103,8 @@ def _small(content: bytes) -> bytes:
 
 
 def _is_local(target: str) -> bool:
+    if target.startswith("file:") and not target.startswith("file://"):
+        raise UsageError(f"found {target}; expected file://..., or a path")
     return "://" not in target or target.startswith("file://")
 
 
@@ -95,7 +118,21 @@ def _client(name: str, insecure: bool) -> tuple[Any, str]:
         raise UsageError(f"found oci:{name}; expected oci:HOST/NAME:TAG")
     _knock(host, insecure)
     client = extra("oras.client", "share").OrasClient(hostname=host, insecure=insecure)
+    client.session.request = partial(_request, client.session.request, time.monotonic())
+    # Without this it would ask again for two minutes whatever the answer.
+    once = getattr(type(client).do_request, "__wrapped__", type(client).do_request)
+    client.do_request = partial(once, client)
     return client, name
+
+
+def _request(ask: Callable[..., Any], began: float, *args: Any, **kwargs: Any) -> Any:
+    """Ask a registry within bounds of time: the client sets none.
+
+    Raises: TimeoutError.
+    """
+    if time.monotonic() - began > TALK_S:
+        raise TimeoutError(f"no whole answer in {TALK_S:.0f} s")
+    return ask(*args, **{**kwargs, "timeout": (KNOCK_S, ANSWER_S)})
 
 
 def _knock(host: str, insecure: bool) -> None:
@@ -170,9 +207,11 @@ def _manifest(client: Any, target: str) -> Json:
 
 def _begun(parts: Iterable[bytes], most: int) -> bytes:
     """Return what parts hold, up to the one in which they become more than the most."""
-    found = bytearray()
+    found, began = bytearray(), time.monotonic()
     for part in parts:
         found += part
+        if time.monotonic() - began > SENT_S:
+            raise TimeoutError(f"no whole answer in {SENT_S:.0f} s")
         if len(found) > most:
             break
     return bytes(found)
