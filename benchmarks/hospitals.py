@@ -258,6 +258,32 @@ def summary() -> list[Row]:
     return told
 
 
+def said(by: dict[str, Row]) -> list[str]:
+    """Return what the numbers say, in words."""
+    alone, sent, pooled = (by[way] for way in ("alone", "packages", "pooled"))
+    mean = {way: 100 * row["mean"].mean for way, row in by.items()}
+    told = [
+        f"Packages of all three reach {mean['packages']:.1f}, pooled images {mean['pooled']:.1f}: "
+        f"{pooled['bytes'] / sent['bytes']:.0f} times fewer bytes, in one round, and no site waits "
+        "for another."
+    ]
+    rounds = [row for way, row in by.items() if way.startswith("fedavg")]
+    better = [row for row in rounds if row["mean"].mean > sent["mean"].mean]
+    if better:
+        first = min(better, key=lambda row: row["bytes"])
+        told.append(
+            f"Federated averaging passes them after {first['rounds']} rounds and "
+            f"{first['bytes'] / sent['bytes']:.0f} times the bytes."
+        )
+    if alone["mean"].mean > sent["mean"].mean:
+        told.append(
+            f"These sites have images enough of their own: each does better alone "
+            f"({mean['alone']:.1f}) than with what the others send. Packages are for who has no "
+            "images, or too few."
+        )
+    return [" ".join(told)]
+
+
 def table() -> None:
     """Write the page and its figure."""
     import matplotlib as mpl
@@ -285,6 +311,7 @@ def table() -> None:
         lines.append(
             f"| {row['way']} | {cells[0]} | {cells[1]} | {row['bytes']:,.0f} | {row['rounds']} |"
         )
+    lines += ["", *said({row["way"]: row for row in rows})]
     lines += ["", "![Accuracy against bytes moved](hospitals.png)"]
     TABLE.write_text("\n".join(lines) + "\n")
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")

@@ -581,8 +581,8 @@ WHOLE = """
 
 `python benchmarks/whole.py`: `sketch` on PneumoniaMNIST, ten per class, ConvNet-3-128, seconds on
 two threads. The evaluation is that of the synthetic arm, three pilots and five students; random and
-full arms come from the cache. Defaults: four tiles an image, students of 1,000 steps; the short
-way: whole images, students of 300 steps.
+full arms come from the cache. The defaults but for the scale of frequencies (1 here): four tiles an
+image, students of 1,000 steps; the short way: whole images, students of 300 steps.
 """
 PROFILES = """
 `python benchmarks/speed.py profile` (torch's profiler): parts of the time of the fast path.

@@ -30,7 +30,7 @@ from medistill.prepare import prepared
 RESULTS = Path(__file__).parent / "results" / "whole.jsonl"
 COMPUTE = Compute("bfloat16", compile=True)
 STUDENTS = 5
-KINDS = {"defaults": (2, 1000), "whole images, short students": (1, 300)}
+KINDS = {"four tiles, whole students": (2, 1000), "whole images, short students": (1, 300)}
 
 
 def main() -> None:

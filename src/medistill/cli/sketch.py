@@ -261,7 +261,7 @@ def merge(
     out: Out,
     as_json: AsJson = False,
 ) -> None:
-    """Add sketches up: the sketch of all their images, to the last bit.
+    """Add sketches up: the sketch of all their images, to the last bit (docs/methods.md).
 
     Sketches that were made with other settings are refused, and the field that differs is named.
 
