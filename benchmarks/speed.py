@@ -545,6 +545,7 @@ def scale() -> list[str]:
             spent = " | ".join(f"{r[part]:.0f}" for part in ("sketch_s", "distill_s", "evaluate_s"))
             found = score(r["auc"])
             lines.append(f"| {r['what']} | {spent} | {found.mean:.3f} |")
+    lines += evaluation()
     lines += [
         AGREEMENT,
         "| method | score | plain | fast | fast - plain |",
@@ -556,6 +557,29 @@ def scale() -> list[str]:
     return lines
 
 
+def evaluation() -> list[str]:
+    """Return what evaluating a set costs beside distilling it with dm-bank."""
+    name = "pneumoniamnist_dm_bank_{}.json"
+    run, found = (json.loads(RESULTS.with_name(name.format(k)).read_text()) for k in PARTS)
+    trainings = [*found["rows"], *found["pilots"]]
+    spent = sum(row["seconds"] for row in trainings if row["arm"] == "synthetic")
+    count = sum(row["arm"] == "synthetic" for row in trainings)
+    more = "less" if spent < run["seconds"] else "more"
+    return [
+        EVALUATION.format(
+            **{"count": count, "spent": spent, "seconds": run["seconds"], "more": more},
+            **{"steps": f"{run['steps']:,}", "whole": f"{run['paper_steps']:,}"},
+        )
+    ]
+
+
+PARTS = ("run", "evaluation")
+EVALUATION = """
+With random and full arms from the cache, evaluating a set costs {more} than distilling it with
+dm-bank: on PneumoniaMNIST, ten per class, ConvNet-3-64, the {count} pilots and students of the
+synthetic arm took {spent:.0f} s, and {steps} of dm-bank's {whole} steps {seconds:.0f} s
+(`benchmarks/results/pneumoniamnist_dm_bank_*.json`).
+"""
 AGREEMENT = """
 ## The same accuracy on both paths
 
