@@ -452,8 +452,13 @@ def test_fetch_verifies_a_file_that_is_there(site: _Site, tmp_path: Path) -> Non
     assert path.exists()
 
 
-def test_a_file_of_other_counts_is_no_official_one(site: _Site, tmp_path: Path) -> None:
+def test_another_file_of_the_name_is_no_official_one(
+    site: _Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "breastmnist.npz", arrays((28, 28), n=4))
+    with pytest.raises(DataError, match="has MD5"):
+        load("breastmnist", root=tmp_path)
+    monkeypatch.setattr(medmnist, "LARGE", 0)  # too large to be looked at each time
     with pytest.raises(DataError, match=r"found \(4, 4, 4\) images"):
         load("breastmnist", root=tmp_path)
 

@@ -85,7 +85,8 @@ def _as_run(told: Parcel) -> Json:
         "images": sum(manifest["per_class"]),
         "ipc": each.pop() if len(each) == 1 else None,
         "method": made["method"],
-        "settings": made["settings"],
+        # Students cut tiles by the recipe; settings are what the sender says of the method.
+        "settings": {**made["settings"], "factor": manifest["recipe"]["factor"]},
         "seed": made["seed"],
         "start": made["start"],
         "real_pixels": made["real_pixels"],
