@@ -108,6 +108,14 @@ def test_what_a_sender_wrote_is_text_and_leads_nowhere(parcel: Parcel) -> None:
     assert "<h3>Title" in body  # the sender's titles stand below the page's own
 
 
+@pytest.mark.parametrize("factor", [[1], "x", None, 99])
+def test_tiles_are_those_of_the_recipe(factor: object, parcel: Parcel) -> None:
+    made = {**parcel.manifest["made"], "settings": {"factor": factor}}
+    page = render_package(parcel._replace(manifest={**parcel.manifest, "made": made}))
+    tiles = parcel.manifest["recipe"]["factor"] ** 2
+    assert f"Each holds {tiles} tiles" in words(page)
+
+
 def test_a_package_without_scores_says_so(parcel: Parcel) -> None:
     assert "declares no scores" in render_package(parcel._replace(evaluation={}))
 
