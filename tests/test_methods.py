@@ -18,7 +18,17 @@ from medistill.budget import Budget
 from medistill.conformance import toy
 from medistill.distill import distill
 from medistill.errors import DataError, RunRefused, UsageError
-from medistill.methods import DC, DM, DSA, METHODS, Method, Task, make, method_class
+from medistill.methods import (
+    DC,
+    DM,
+    DSA,
+    METHODS,
+    Method,
+    Task,
+    gradient_matching,
+    make,
+    method_class,
+)
 from medistill.methods.base import choose, one_hot, pick, started
 from medistill.methods.gradient_matching import NORM_IMAGES, distance, loops
 from medistill.methods.herding import Herding, herd
@@ -360,8 +370,13 @@ def plain_training(
                 p -= method.lr_network * g
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["by class", "together"])
 @pytest.mark.parametrize("kind", [DC, DSA], ids=lambda kind: kind.name)
-def test_gradient_matching_equals_one_graph_over_all_classes(kind: type[DC] | type[DSA]) -> None:
+def test_gradient_matching_equals_one_graph_over_all_classes(
+    kind: type[DC] | type[DSA], together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is chosen on a GPU is computed here too.
+    monkeypatch.setattr(gradient_matching, "at_once", lambda *_: together)
     task = task_of(toy(channels=3), augmentation=Augmentation())
     used = NONE if kind is DC else Augmentation()  # DC never augments, whatever the task says
     method = kind(outer_loops=2, inner_epochs=5, batch_real=7)

@@ -291,14 +291,19 @@ def gradients_together(
     labels: Tensor,
     compute: Compute = PLAIN,
     loss: Loss = "cross-entropy",
+    *,
+    again: bool = False,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return what `gradient` gives for s networks, each on images of its own.
 
     Shapes: stacked parameters [s, ...] that ask for a gradient, images [s, b, c, ...], labels
-    [s, b] or [s, b, k]; returns gradients [s, ...] and losses [s].
+    [s, b] or [s, b, k]; returns gradients [s, ...] and losses [s]. Gradients can be differentiated
+    `again` where no compiler stands in the way.
     """
-    found = compute.path(_losses)(network, compute.dtype, loss, stacked, images, labels)
-    return torch.autograd.grad(found.sum(), tuple(stacked.values())), found.detach()
+    run = _losses if again else compute.path(_losses)
+    found = run(network, compute.dtype, loss, stacked, images, labels)
+    gradients = torch.autograd.grad(found.sum(), tuple(stacked.values()), create_graph=again)
+    return gradients, found.detach()
 
 
 def _losses(
