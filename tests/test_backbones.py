@@ -162,6 +162,19 @@ def test_gray_and_color_give_features_and_logits(spec: Backbone, channels: int) 
     torch.testing.assert_close(network(x), network.head(features))
 
 
+def test_volumes_stay_float32_between_convolutions_in_bfloat16() -> None:
+    """Compiled loops over bfloat16 volumes are slow on CPUs; convolutions alone are not."""
+    network = built(ConvNet(depth=2, width=8), channels=1, shape=(8, 8, 8))
+    x = noise(3, 1, 8, 8, 8)
+    exact = network(x)
+    rounded = network.to(torch.bfloat16)
+    maps = rounded.body[1](rounded.body[0](x.bfloat16()))  # type: ignore[index]
+    assert maps.dtype == torch.float32
+    logits = rounded(x.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact, atol=0.05, rtol=0.05)
+
+
 def test_volumes_pass_a_convnet() -> None:
     network = built(ConvNet(depth=2, width=4), channels=1, shape=(8, 9, 10))
     assert network.features(noise(2, 1, 8, 9, 10)).shape == (2, 4 * 2 * 2 * 2)

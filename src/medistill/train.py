@@ -325,7 +325,7 @@ def _losses(
         )
         # Not through the network, which asks for an order of memory that vmap does not know.
         maps = functional_call(network.body, body, (images.to(dtype),))
-        logits = functional_call(network.head, head, (maps.flatten(1),))
+        logits = functional_call(network.head, head, (maps.flatten(1).to(dtype),))
         return losses(kind, logits.float(), labels).mean()
 
     found: Tensor = torch.vmap(loss)(stacked, images, labels)

@@ -55,7 +55,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.head(self.features(images).to(self.head.weight.dtype))
         return logits
 
     @property

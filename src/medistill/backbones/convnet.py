@@ -27,7 +27,9 @@ class InstanceNorm(nn.Module):
 
     Sums over space are written as matrix products over channels-last memory, because torch's
     own kernels are about seven times slower there on CPUs; values agree to float rounding.
-    Maps of lower precision are normalized in float32, for the variance is a difference of sums.
+    Maps of lower precision are normalized in float32, for the variance is a difference of sums;
+    those of volumes on a CPU stay so, for compiled loops over bfloat16 volumes take three times as
+    long (`Conv3d` rounds them again).
     Shapes: [n, c, ...] -> [n, c, ...].
     """
 
@@ -55,8 +57,18 @@ class InstanceNorm(nn.Module):
         variance = (torch.bmm(average, flat * flat) - mean * mean).clamp_min(0)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         out = flat * scale + (self.bias - mean * scale)
-        maps: Tensor = out.to(x.dtype).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        if x.ndim < 5 or x.device.type != "cpu":
+            out = out.to(x.dtype)
+        maps: Tensor = out.unflatten(1, x.shape[2:]).movedim(-1, 1)
         return maps
+
+
+class Conv3d(nn.Conv3d):
+    """torch's convolution of volumes, in the precision of its own weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps."""
+        return super().forward(x.to(self.weight.dtype))
 
 
 def norm_layer(kind: Norm, channels: int, dimensions: int) -> nn.Module:
@@ -116,7 +128,7 @@ class ConvNet(Backbone):
                 f"found images of {'x'.join(map(str, shape))} for {self.name}; expected sides of "
                 f"{2**self.depth} or more: choose a smaller depth"
             )
-        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        conv = nn.Conv2d if dimensions == 2 else Conv3d
         pools: dict[str, type[nn.Module]] = {
             "average": nn.AvgPool2d if dimensions == 2 else AveragePool3d,
             "max": nn.MaxPool2d if dimensions == 2 else nn.MaxPool3d,
