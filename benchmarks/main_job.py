@@ -439,11 +439,11 @@ of full data, were settled with test scores of PneumoniaMNIST seen, so its numbe
 independent confirmation of them.
 """
 SKETCH_OR_DM = """Differences of the means in points, and whether the 95% intervals part (above,
-below) or overlap (=). DM made the steps that the tables say; on PneumoniaMNIST at 10 per class and
-BreastMNIST at 1 these are all of the paper's, and the sketch, made in a fraction of the time, is
-level with it. On PneumoniaMNIST at 50 per class it is behind on the official test split alone: on
-validation data it lies above `dm-bank` from real images (the last table here), so no setting that
-is chosen there can see it.
+below) or overlap (=). DM made the steps that the tables say; on PneumoniaMNIST and BreastMNIST at
+1 and 10 per class these are all of the paper's, and the sketch, made in a fraction of the time, is
+level with it or above. On PneumoniaMNIST at 50 per class it is behind on the official test split
+alone: on validation data it lies above `dm-bank` from real images (the last table here), so no
+setting that is chosen there can see it.
 """
 NOISE_OR_REAL = """Differences of the means in points (noise less real), and whether the 95%
 intervals part (above, below) or overlap (=). Runs of a small fraction of the steps show what noise

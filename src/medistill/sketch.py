@@ -376,6 +376,7 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
                         f"found {kind}{name} {two[name]} in {other.card.name} and {value} in "
                         f"{first.card.name}; expected sketches made alike (--mean and --std too)"
                     )
+    promised = weakest([part.privacy for part in sketches if part.privacy])
     if len({part.sums.numpy().tobytes() for part in sketches}) < len(sketches):
         raise DataError("found the same sketch twice; expected sketches of different images")
     whole = "" if first.privacy else digest([part.card.digest for part in sketches])
@@ -384,7 +385,6 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
     card = dataclasses.replace(first.card, name=name, digest=whole)
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
-    promised = weakest([part.privacy for part in sketches if part.privacy])
     return Sketch(first.spec, card, sums, counts, first.spreads, promised)
 
 
