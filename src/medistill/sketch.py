@@ -377,7 +377,7 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
                         f"{first.card.name}; expected sketches made alike (--mean and --std too)"
                     )
     promised = weakest([part.privacy for part in sketches if part.privacy])
-    if len({part.sums.numpy().tobytes() for part in sketches}) < len(sketches):
+    if len({part.sums.cpu().numpy().tobytes() for part in sketches}) < len(sketches):
         raise DataError("found the same sketch twice; expected sketches of different images")
     whole = "" if first.privacy else digest([part.card.digest for part in sketches])
     names = dict.fromkeys(part.card.name for part in sketches)
