@@ -1335,7 +1335,7 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
             --networks 2 --frequencies 4 --mean 0.5 --std 0.25 --out {5}/{2}.sketch
         {0} keygen --out {4}/keys
         {0} pack {4}/run --key {4}/keys/private.pem --site "Site {2}" --name site{2} \
-            --allow no-audit,no-scores --out {5}/{2}.medistill
+            --allow no-audit,no-scores,small-class --out {5}/{2}.medistill
         cp {4}/keys/public.pem {5}/trust/site{2}.pem
     """
     travel = tmp_path / "travel"
