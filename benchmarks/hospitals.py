@@ -178,7 +178,7 @@ def measured(source: str, seed: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, hushed():
         place = Path(folder)
         jobs = [(source, name, seed, place) for name in SITES]
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
+        with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
             pool.map(at_home, jobs, chunksize=1)
         splits = {name: site_splits(source, name) for name in SITES}
         trains = [one.train for one in splits.values()]

@@ -97,6 +97,11 @@ def test_a_wrong_source_is_a_usage_error(text: str, words: str) -> None:
     assert words in said(error)
 
 
+def test_the_size_of_a_phantom_is_an_option() -> None:
+    with pytest.raises(UsageError, match="phantom:size=64"):
+        load("phantom@64")
+
+
 def test_bare_paths_are_recognized(tmp_path: Path) -> None:
     assert load(str(make_folder(tmp_path))).train.card.name == tmp_path.name
 

@@ -231,6 +231,15 @@ def test_json_files_round_trip_and_damage_is_named(tmp_path: Path) -> None:
         records.read_json(tmp_path / "none.json")
 
 
+def test_a_damaged_record_of_a_cache_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert records.kept(path, lambda: {"x": 1}) == {"x": 1}
+    assert records.kept(path, lambda: {"x": 2}) == {"x": 1}
+    path.write_text('{"x"')
+    assert records.kept(path, lambda: {"x": 3}) == {"x": 3}
+    assert records.read_json(path) == {"x": 3}
+
+
 def test_states_are_saved_byte_for_byte_alike(tmp_path: Path) -> None:
     state = {"images": torch.rand(3, 2, generator=rng.Rng(0).at("x")), "step": torch.tensor(4)}
     header = {"format": "toy", "settings": {"b": 1, "a": 2}}

@@ -1379,8 +1379,24 @@ def test_hospitals_work_alone_and_a_fourth_party_trains_on_what_they_send(tmp_pa
 GOLDEN = Path(__file__).parent / "golden"
 
 
+# A golden package is what was written then: it is never made anew.
+PINNED = {
+    "1-color": "0d2bb22f68642c53f285e82351446c58eb9da341662cbe680f14f8983814ec53",
+    "1-float16-whitened": "a08a29b2c5d83ab24c60eabb2bea1ac90ee1ed9045a21d0b63c47f40c9b71874",
+    "1-several-labels": "e174023c9477e221eb02ad451cc34a7a631f5e4016bddbe77fe2dc005e8b5133",
+    "1-soft-labels": "1be19d975421b802fb304e20ccba266f83da60c7a2cdf555b177dcdf50528332",
+    "1-volumes-two-signers": "19b6d647c6534a8a9ed8b57eed6ce542593502195dd92f254f4b6adc99dfdacd",
+    "1": "01a15fa3427eb0625844b77cd18b5ee7bf9be49f30c99534183a84bbed91bf77",
+}
+
+
 def test_this_format_has_a_golden_package() -> None:
     assert (GOLDEN / f"{FORMAT.rpartition(' ')[2]}.medistill").is_file()
+
+
+def test_golden_packages_are_the_bytes_that_they_were() -> None:
+    found = {p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in GOLDEN.glob("*.medistill")}
+    assert found == PINNED
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.medistill")), ids=lambda p: p.stem)

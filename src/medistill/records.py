@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,13 +193,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def kept(path: Path | None, make: Callable[[], Json]) -> Json:
-    """Return the record of a file, made and written first where it is not there yet.
+    """Return the record of a file, made and written first where it is not there yet, or damaged.
 
     Without a path it is made each time, and written nowhere.
     """
     if path is not None and path.is_file():
-        found: Json = read_json(path)
-        return found
+        with suppress(DataError):
+            found: Json = read_json(path)
+            return found
     made = make()
     if path is not None:
         write_json(path, made)

@@ -158,6 +158,8 @@ def parse(text: str, kinds: Collection[str], names: Collection[str]) -> Source:
     if kind == "phantom":
         extra = [part for part in rest.split(",") if part]
         return Source("phantom", "", options_of(extra + parts[1:], text))
+    if head.startswith("phantom@"):
+        raise UsageError(f"found {head!r}; expected phantom:size={head.partition('@')[2]}")
     options = options_of(parts[1:], text)
     if head.split("@")[0] in names:
         return Source("medmnist", head, options)
