@@ -392,6 +392,14 @@ def test_what_is_prepared_is_shared_by_seeds_and_budgets(
     assert state_digest(first) == state_digest(again)
     prepared(run_of(DM(lr_images=0.5)).method, one.task, tmp_path)
     assert len(calls) == 1  # a rate changes nothing of it
+    (path,) = (tmp_path / "prepared").glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    mended = prepared(one.method, one.task, tmp_path)
+    assert len(calls) == 2  # a damaged product is made again
+    assert state_digest(mended) == state_digest(first)
+    assert path.read_bytes() == content
+    calls.pop()
     for changed in (
         run_of(DM(bank=2)),
         run_of(source="phantom:n=60,size=16,seed=1"),
