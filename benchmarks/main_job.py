@@ -56,7 +56,10 @@ BATCH = 128
 RATES = (0.01, 0.03)
 SEEDS = range(3)
 # Where three leave open whether a method beats random images.
-MORE_SEEDS = {("mednist", "dm", "real", 10): range(8)}
+MORE_SEEDS = {
+    ("mednist", "dm", "real", 10): range(8),
+    ("pneumoniamnist", "dm", "real", 10): range(8),
+}
 MOST_SEEDS = 8
 RANDOM_SEEDS = {1: range(10), 10: range(10), 50: range(5)}
 STARTS = {

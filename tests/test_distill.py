@@ -528,6 +528,24 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("method", [DM(start="class-mean"), DC(start="class-mean")])
+def test_a_class_of_one_image_has_no_mean_to_start_from(method: Method, tmp_path: Path) -> None:
+    run = run_of(method)
+    real = run.task.real
+    alone = real.by_class[0][:1]
+    few = dataclasses.replace(
+        real,
+        images=real.images[torch.cat([alone, *real.by_class[1:]])],
+        labels=real.labels[torch.cat([alone, *real.by_class[1:]])],
+        groups=None,
+    )
+    folder = tmp_path / "run"
+    task = dataclasses.replace(run.task, real=few, budget=Budget(ipc=1))
+    with pytest.raises(RunRefused, match="mean of one"):
+        distill_to(folder, dataclasses.replace(run, task=task), resume=False)
+    assert not folder.exists()
+
+
 def test_a_checkpoint_without_its_log_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     distill_to(folder, run_of(steps=2), resume=False)

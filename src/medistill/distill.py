@@ -18,6 +18,7 @@ from .budget import counted
 from .compute import Mode, peak_memory, require_compiler, worth_compiling
 from .errors import DataError, RunRefused, UsageError
 from .methods import Log, Method, Task
+from .methods.base import check_means
 from .pictures import png, real_beside_synthetic
 from .pixels import outside
 from .prepare import on_device, prepared
@@ -95,7 +96,7 @@ def check(method: Method, task: Task) -> None:
 
     Raises: UsageError when the method does not handle the task of the data, or needs images where
     there is only a sketch; when a count among its settings is below 1 or a rate below 0; when the
-    images are too small for the backbone.
+    images are too small for the backbone. RunRefused when a class has no mean to start from.
     """
     card = task.real.card
     if card.task not in method.tasks:
@@ -118,6 +119,8 @@ def check(method: Method, task: Task) -> None:
             f"found start {method.start!r} for a sketch, which holds no images to start from; "
             "expected noise: leave out --start"
         )
+    if method.start == "class-mean" and card.task != "multi-label":
+        check_means(task)
     task.backbone.build(card, Rng(0).at("check"))
     if task.compute.compile:
         require_compiler()

@@ -19,7 +19,7 @@ from ..records import Json, State, state_digest, to_record
 from ..rng import Rng
 from ..sets import LOSSES, Card, Start, SyntheticSet
 from ..unroll import Student, plan, pull_back, walk
-from .base import Log, Method, Task, check_means, moved, started
+from .base import Log, Method, Task, moved, started
 
 MANY_IMAGES = 1000
 MOST_RATE_STEP = 0.02  # of the logarithm of the student's rate, by one step's gradient
@@ -100,12 +100,10 @@ class TrajectoryMatching(Method):
     def check(self, task: Task) -> None:
         """Refuse networks that mix the images of a batch: they are more than their parameters.
 
-        Also a rate of zero, and class means of classes that have none.
+        Also a rate of zero.
         """
         if not self.rate:
             raise UsageError(f"found rate 0 for {self.name}; expected more: a student has to move")
-        if self.start == "class-mean":
-            check_means(task)
         if task.network(Rng(0).at("check")).mixes_images:
             raise UsageError(
                 f"found {task.backbone.name}, which keeps statistics of its batches; expected "
