@@ -91,6 +91,13 @@ def seeds(folder: Path) -> tuple[Files, tuple[Signer, ...]]:
     return files, load_trust(folder / "keys" / "public.pem")
 
 
+def begun() -> tuple[list[Files], tuple[Signer, ...]]:
+    """Return the packages that mutations start from, the one of `seeds` first, and its key."""
+    with tempfile.TemporaryDirectory() as place:
+        files, trust = seeds(Path(place))
+    return [files, *(read_files(path) for path in sorted(GOLDEN.glob("*.medistill")))], trust
+
+
 def bent(content: bytes, draw: random.Random) -> bytes:
     """Return bytes with one to four places changed, cut, doubled or filled."""
     found = bytearray(content)
@@ -196,6 +203,14 @@ def mutated(files: Files, draw: random.Random, kinds: tuple[str, ...]) -> tuple[
     return kind, other
 
 
+def case(bases: list[Files], draw: random.Random) -> tuple[str, Files | bytes, bool]:
+    """Return the kind of a mutation, a package that it changed, and whether it counts as signed."""
+    first = draw.random() < 0.5
+    files = bases[0] if first else draw.choice(bases[1:])
+    kind, package = mutated(files, draw, KINDS if first else KINDS[:-1])
+    return kind, package, first and (kind in ("envelope", "archive") or draw.random() < 0.1)
+
+
 def tried(package: Files | bytes, trust: tuple[Signer, ...], signed: bool) -> Package | None:
     """Read a package and do with it what commands do; None where it is refused."""
     try:
@@ -261,10 +276,7 @@ def worker(job: Job) -> dict[str, Any]:
         if at % BATCH == 0 and time.time() > until:
             break
         draw = random.Random(at)
-        first = draw.random() < 0.5
-        files = bases[0] if first else draw.choice(bases[1:])
-        kind, package = mutated(files, draw, KINDS if first else KINDS[:-1])
-        signed = first and (kind in ("envelope", "archive") or draw.random() < 0.1)
+        kind, package, signed = case(bases, draw)
         page = draw.random() < 0.05
         begin = time.process_time()
         watching[0] = True
@@ -308,9 +320,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     begin = time.time()
-    with tempfile.TemporaryDirectory() as place:
-        files, trust = seeds(Path(place))
-    bases = [files, *(read_files(path) for path in sorted(GOLDEN.glob("*.medistill")))]
+    bases, trust = begun()
     keys = tuple(one.key.public_bytes_raw() for one in trust)
     share, until = given.count // given.workers, begin + 60 * given.minutes
     before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"next": 0}
@@ -333,6 +343,7 @@ def main() -> None:
         "seconds": round(time.time() - begin + before.get("seconds", 0), 1),
         "version": __version__,
     }
+    found |= {name: before[name] for name in ("guided",) if name in before}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({**found, "crashes": len(found["crashes"])}, indent=1))
     for one in found["crashes"][:5]:
