@@ -8,7 +8,7 @@ that MARKS names, and at the end, STUDENTS students train on the images of that 
 accuracy is a curve, and nothing is chosen by it. One JSON line for each student goes to
 results/cifar_dm.jsonl. The published values are 48.9% after 20,000 steps, of 84.8% with all images
 (arXiv 2110.04181); these files are JPEG, so compare with their own ceiling, which `run --full`
-measures.
+measures. Rows say how many seconds the steps before them took, scoring left out.
 """
 
 import argparse
@@ -51,9 +51,11 @@ def read(folder: Path) -> Splits:
     return load(f"folder:{top}")
 
 
-def write(rows: list[dict[str, Any]], arm: str, step: int) -> None:
+def write(rows: list[dict[str, Any]], arm: str, step: int, spent: float | None = None) -> None:
     """Append rows and print their mean."""
-    jsonl.append(RESULTS, ({"step": step, "version": __version__, **row} for row in rows))
+    told = {"step": step, "version": __version__}
+    told |= {} if spent is None else {"distill_seconds": round(spent)}
+    jsonl.append(RESULTS, ({**told, **row} for row in rows))
     mean = sum(row["accuracy"] for row in rows) / len(rows)
     print(f"{arm} step {step}: {100 * mean:.1f}%", flush=True)
 
@@ -69,7 +71,7 @@ def run(minutes: float, full: bool) -> None:
     method = DM().as_in_paper(task)
     rng = Rng(SEED)
     path = folder / "state.safetensors"
-    state = load_state(path)[0] if path.is_file() else method.init(task, rng)
+    state, told = load_state(path) if path.is_file() else (method.init(task, rng), {})
     base = dataclasses.replace(
         method.finish(state, task, rng).recipe, steps=STUDENT_STEPS, stop=STUDENT_STEPS
     )
@@ -83,21 +85,24 @@ def run(minutes: float, full: bool) -> None:
 
     def look(state: State) -> None:
         step = int(state["step"])
-        save_state(path, state, {"step": step})
+        save_state(path, state, {"seconds": spent})
         if step not in scored:
             arm = synthetic_arm(method.finish(state, task, rng))
             seeds = range(STUDENTS)
             rows, _ = arm_rows(arm, splits, base, backbone, seeds=seeds, rates=(), compute=COMPUTE)
-            write(rows, arm.name, step)
+            write(rows, arm.name, step, spent)
             scored.add(step)
 
-    end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end and int(state["step"]) < method.steps(task):
+    spent = float(told.get("seconds", 0.0))
+    end = spent + 60 * minutes
+    while spent < end and int(state["step"]) < method.steps(task):
         if int(state["step"]) in MARKS:
             look(state)
         elif int(state["step"]) % 100 == 0:
-            save_state(path, state, {"step": int(state["step"])})
+            save_state(path, state, {"seconds": spent})
+        begin = time.monotonic()
         state, _ = method.step(state, task, rng)
+        spent += time.monotonic() - begin
     look(state)
 
 
