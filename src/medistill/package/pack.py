@@ -147,7 +147,8 @@ def _check_terms(terms: Terms, keys: Sequence[Ed25519PrivateKey]) -> None:
             f"found name {terms.name!r}; expected letters, digits, '.', '_' and '-', as breast-10"
         )
     try:
-        date.fromisoformat(terms.expires or "2030-12-31")
+        if terms.expires:
+            date.fromisoformat(terms.expires)
     except ValueError:
         raise UsageError(f"found --expires {terms.expires}; expected a day, 2030-12-31") from None
     if len({keyid_of(key.public_key()) for key in keys}) < len(keys):
