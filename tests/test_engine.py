@@ -116,6 +116,26 @@ def test_a_worker_lost_again_and_again_ends_its_task_and_no_other() -> None:
         list(Processes(1).map(die_at_two, range(4)))
 
 
+UNGUARDED = """
+from medistill.engine import Processes
+{guard}print(list(Processes(2).map(abs, [-1, -2])))
+"""
+
+
+@pytest.mark.parametrize("guard", ["", "if True: ", "if __name__ == '__main__': "])
+def test_a_script_that_each_worker_would_run_again_is_one_line(tmp_path: Path, guard: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(guard=guard))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    if "__name__" in guard:
+        assert ran.stdout == "[1, 2]\n"
+        return
+    assert ran.returncode == 1
+    assert ran.stderr.count("Traceback") == 1
+    said = f"UsageError: found work for several processes in line 3 of {script}"
+    assert said in ran.stderr.splitlines()[-1]
+
+
 ORPHANS = """
 import os, sys, time
 from pathlib import Path

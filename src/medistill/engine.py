@@ -1,9 +1,12 @@
 """Map tasks over workers: this process, local processes, or a Ray cluster, by one interface."""
 
+import ast
+import inspect
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -91,7 +94,11 @@ class Processes(Engine):
     def done(
         self, function: Callable[[T], R], items: Iterable[T]
     ) -> Iterator[tuple[int, R | Lost]]:
-        """Yield the results."""
+        """Yield the results.
+
+        Raises: UsageError when a script calls this as it is imported, for workers import it too.
+        """
+        _check_guarded()
         source = enumerate(items)
         free = [self._worker() for _ in range(self.workers)]
         running: dict[Future[R], tuple[ProcessPoolExecutor, int, T, int]] = {}
@@ -137,6 +144,29 @@ class Processes(Engine):
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
             initargs=(threads,),
+        )
+
+
+def _check_guarded() -> None:
+    """Refuse to start workers from a script's own lines, which each of them would run again.
+
+    The line of the script that runs now must be inside `if __name__ == "__main__":`.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    frame = inspect.currentframe()
+    while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    if frame is None or path is None or not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        parts = ast.parse(file.read()).body
+    line = frame.f_lineno
+    around = [part for part in parts if part.lineno <= line <= (part.end_lineno or part.lineno)]
+    if not any(isinstance(part, ast.If) and "__name__" in ast.dump(part.test) for part in around):
+        raise UsageError(
+            f"found work for several processes in line {line} of {path}, which each of them would "
+            "run again; expected it below `if __name__ == '__main__':`"
         )
 
 

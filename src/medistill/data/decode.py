@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import mmap
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..engine import Processes
-from ..errors import DataError, RunRefused, UsageError
+from ..errors import DataError, RunRefused
 from ..places import cache_folder
 from ..progress import progress
 from ..records import Json, digest, locked, write_atomic
@@ -97,7 +96,6 @@ def decoded(
                 place += job.count
                 advance(job.count)
         return Decoded(torch.from_numpy(images))
-    _check_guarded()
     stamps = hashlib.sha256()
     for job in jobs:
         stamps.update(json.dumps(job.stamp).encode())
@@ -106,19 +104,6 @@ def decoded(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds pixels of patients
     path = folder / f"{digest({**what, 'version': __version__})[:32]}.pixels"
     return _held(path, (total, *shape), dtype, partial(_fill, jobs=jobs, read=read))
-
-
-def _check_guarded() -> None:
-    """Refuse to decode while a worker imports the script that started it.
-
-    A script that loads a large set outside `if __name__ == "__main__":` would start again in each
-    worker and wait there for the file that its parent is about to make.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UsageError(
-            "found a script that loads a large set as it is imported; expected that below "
-            "`if __name__ == '__main__':`, because workers import the script"
-        )
 
 
 def arranged(decoded: Decoded, order: Tensor) -> Decoded:
