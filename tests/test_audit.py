@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, norm
+from scipy.stats import beta, binom, norm
 from typer.testing import CliRunner
 
 from medistill.audit import (
@@ -33,7 +33,7 @@ from medistill.audit.battery import _seen_by
 from medistill.audit.copies import chance_of
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.facts import facts_of
-from medistill.audit.mechanism import once
+from medistill.audit.mechanism import LEVEL, _lower, once
 from medistill.audit.membership import (
     Pool,
     Shadows,
@@ -66,7 +66,7 @@ from medistill.methods.dm import DM
 from medistill.methods.random import Random
 from medistill.methods.sketch import FromSketch
 from medistill.model import train
-from medistill.privacy import Guarantee, attacker, bound_of, composed, noise_of
+from medistill.privacy import Guarantee, attacker, bound_of, composed, epsilon_of, noise_of
 from medistill.private_sketch import released
 from medistill.records import read_json, to_record
 from medistill.report.officer import officer
@@ -260,6 +260,38 @@ def test_noise_that_is_drawn_again_is_caught() -> None:
     assert audit_mechanism(zeros, worst, held, runs=200, release=forgotten).lower > 10
     too_long = worst * 3  # a patient that was not clipped
     assert audit_mechanism(zeros, too_long, held, runs=2400).broken
+
+
+def test_false_guesses_of_two_rates_are_no_likelier_few_than_of_their_mean() -> None:
+    """Hoeffding 1956, by brute force, up to where it holds: a count of one below the mean."""
+    for runs, one, two in ((6, 0.2, 0.9), (12, 0.05, 0.6), (40, 0.3, 0.35)):
+        counts = np.arange(runs + 1)
+        both = np.convolve(binom.pmf(counts, runs, one), binom.pmf(counts, runs, two))
+        most = math.floor(runs * (one + two) - 1)
+        mean = binom.cdf(np.arange(most + 1), 2 * runs, (one + two) / 2)
+        assert (both.cumsum()[: most + 1] <= mean + 1e-12).all()
+
+
+@pytest.mark.parametrize(("epsilon", "part"), [(1.0, 0.5), (4.0, 0.5), (1.0, 0.9)])
+def test_the_bound_of_a_mechanism_is_below_epsilon_and_near(epsilon: float, part: float) -> None:
+    """Guesses of a Gaussian release at a threshold that gives the absent that part of errors."""
+    draw = np.random.default_rng(3)
+    mu, runs = 1 / noise_of(epsilon, DELTA), 20_000
+    middle = norm.isf(part * 2 * norm.cdf(-mu / 2))
+    rates = [norm.sf(middle), norm.cdf(middle - mu)]
+    lows = np.array([_lower(draw.binomial(runs, rates), runs, DELTA, LEVEL) for _ in range(400)])
+    assert (lows <= epsilon).mean() >= 0.95
+    assert lows.mean() > 0.75 * epsilon
+    if part == 0.5:
+        assert (lows >= 0.8 * epsilon).mean() >= 0.95
+
+
+def test_a_leak_of_one_kind_is_bounded_by_the_two_rates_apart() -> None:
+    runs, error = 1000, (1 - LEVEL) / 4
+    most = beta.ppf(1 - error, [1, 701], [1000, 300])
+    mu = -norm.ppf(most).sum()
+    assert _lower([0, 700], runs, DELTA, LEVEL) == pytest.approx(epsilon_of(mu, DELTA))
+    assert _lower([0, 1000], runs, DELTA, LEVEL) == 0.0
 
 
 def test_small_audits_of_the_mechanism_say_little() -> None:
