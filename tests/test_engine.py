@@ -124,7 +124,8 @@ from medistill.engine import Processes
 
 @pytest.mark.parametrize("guard", ["", "if True: ", "if __name__ == '__main__': "])
 def test_a_script_that_each_worker_would_run_again_is_one_line(tmp_path: Path, guard: str) -> None:
-    script = tmp_path / "script.py"
+    script = tmp_path / "of" / "script.py"
+    script.parent.mkdir()
     script.write_text(UNGUARDED.format(guard=guard))
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     if "__name__" in guard:
@@ -134,6 +135,11 @@ def test_a_script_that_each_worker_would_run_again_is_one_line(tmp_path: Path, g
     assert ran.stderr.count("Traceback") == 1
     said = f"UsageError: found work for several processes in line 3 of {script}"
     assert said in ran.stderr.splitlines()[-1]
+    if not guard:  # a package's own lines are run by `python -m` alone
+        script.rename(script.with_name("__main__.py"))
+        command = [sys.executable, "-m", "of"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ran.stdout == "[1, 2]\n"
 
 
 ORPHANS = """

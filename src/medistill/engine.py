@@ -150,10 +150,13 @@ class Processes(Engine):
 def _check_guarded() -> None:
     """Refuse to start workers from a script's own lines, which each of them would run again.
 
-    The line of the script that runs now must be inside `if __name__ == "__main__":`.
+    The line of the script that runs now must be inside `if __name__ == "__main__":`, unless it is
+    that of `python -m PACKAGE`, which no worker imports.
     """
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
+    if getattr(main.__spec__, "name", "").endswith("__main__"):
+        return
     frame = inspect.currentframe()
     while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
         frame = frame.f_back
