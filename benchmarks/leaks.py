@@ -33,11 +33,11 @@ from medistill.ledger import Ledger
 from medistill.methods import Method, Task, make
 from medistill.methods.sketch import FromSketch
 from medistill.places import cache_folder
+from medistill.plan import read_study
 from medistill.private_sketch import private_sketch
 from medistill.records import to_record
 from medistill.sets import Splits, normalized_by
 from medistill.sketch import SketchSpec
-from medistill.study import read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "leaks.jsonl"

@@ -24,9 +24,10 @@ import yaml
 from medistill.data import load
 from medistill.engine import local
 from medistill.places import cache_folder
+from medistill.plan import grid, read_study
 from medistill.predict import predict
 from medistill.records import Json, to_record, write_json
-from medistill.study import Folder, Options, entries_of, grid, read_study, run_study
+from medistill.study import Folder, Options, entries_of, run_study
 from medistill.tabulate import Book, rows_of
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medistill.cli import app
-from medistill.study import grid, read_study
+from medistill.plan import grid, read_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

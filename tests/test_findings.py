@@ -9,9 +9,10 @@ import pytest
 from medistill.engine import Here
 from medistill.indicator import load_indicator
 from medistill.places import cache_folder
+from medistill.plan import Study, grid, read_study
 from medistill.report.paper import paper
 from medistill.report.study import reopened
-from medistill.study import Folder, Options, Study, grid, read_study, run_study
+from medistill.study import Folder, Options, run_study
 from medistill.tabulate import Book, Row, read_rows
 
 ROOT = Path(__file__).parents[1]

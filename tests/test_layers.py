@@ -25,6 +25,7 @@ FLOORS = (
     ("distill", "evaluate", "model", "measure"),
     ("audit", "handover"),
     ("cell", "conformance"),
+    ("plan",),
     ("study",),
     ("tabulate", "indicator"),
     ("predict", "judge"),

@@ -10,6 +10,7 @@ from medistill.cli import app
 from medistill.engine import Here
 from medistill.errors import RunRefused
 from medistill.indicator import SEED, Example, Indicator
+from medistill.plan import Data, Study, Way
 from medistill.report import study_prints
 from medistill.report.paper import paper
 from medistill.report.paper_answers import claim
@@ -23,7 +24,7 @@ from medistill.report.study_figures import (
     methods_of,
 )
 from medistill.report.study_words import against_random, findings
-from medistill.study import Data, Folder, Options, Study, Way, run_study
+from medistill.study import Folder, Options, run_study
 from medistill.tabulate import Book, read_rows, write_rows
 from test_study import TINY, tiny
 

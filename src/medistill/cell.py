@@ -6,6 +6,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +22,13 @@ from .budget import Budget
 from .compute import Compute, find_device
 from .data import load
 from .distill import Run, distill, distill_to
-from .errors import DataError, MedistillError, RunRefused, UsageError
+from .errors import DataError, MedistillError, NoRoom, RunRefused, UsageError
 from .measure import measure
 from .methods import Task, make
 from .methods.base import recipe_of
 from .methods.random import Random
 from .progress import hushed
-from .records import Json, digest, to_record
+from .records import Json, digest, locked, to_record
 from .sets import Recipe, Splits, SyntheticSet
 
 FORMAT = "medistill cell 1"
@@ -141,6 +142,7 @@ def run_cell(job: Job) -> Result:
 
     The record's `status` is done; refused (the method cannot do it, or a class has too few images)
     or failed, both with `error`.
+    Raises: NoRoom when something cannot be written; what a cell distilled so far stays.
     """
     begin = time.monotonic()
     torch.set_num_threads(job.cell.protocol.threads)
@@ -155,9 +157,11 @@ def run_cell(job: Job) -> Result:
     }
     sheet = None
     try:
-        with hushed():
+        with hushed(), _alone(job):
             found, sheet = _run(job)
         record |= {"status": "done", **found}
+    except NoRoom:
+        raise
     except (RunRefused, UsageError) as error:
         record |= {"status": "refused", "error": str(error)}
     except MedistillError as error:
@@ -168,6 +172,11 @@ def run_cell(job: Job) -> Result:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error} ({place})"}
     record["seconds"] = round(time.monotonic() - begin, 3)
     return Result(record, sheet)
+
+
+def _alone(job: Job) -> AbstractContextManager[None]:
+    """Hold the scratch folder of a distillation: another study may want the same cell."""
+    return locked(job.scratch) if job.cell.kind == "method" else nullcontext()
 
 
 @lru_cache(maxsize=4)  # neighboring cells read the same data
@@ -248,12 +257,12 @@ def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:
     """Distill in the scratch folder, or go on with what stands there."""
     cell = job.cell
     method = make(cell.method, cell.settings)
-    if method.name == "random":
-        raise UsageError("found random among the methods; its draws are in every study: leave it")
     run = Run(method, task, cell.seed, cell.source, job.command, cell.steps)
     try:
         begun = (job.scratch / "run.json").is_file()
         record = distill_to(job.scratch, run, resume=begun, cache=job.cache)
+    except NoRoom:
+        raise
     except (RunRefused, DataError):
         if not begun:
             shutil.rmtree(job.scratch, ignore_errors=True)

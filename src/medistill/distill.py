@@ -16,7 +16,7 @@ from . import __version__
 from .backbones import to_spec
 from .budget import counted
 from .compute import Mode, peak_memory, require_compiler, worth_compiling
-from .errors import DataError, RunRefused, UsageError
+from .errors import DataError, NoRoom, RunRefused, UsageError
 from .methods import Log, Method, Task
 from .methods.base import check_means
 from .pictures import png, real_beside_synthetic
@@ -391,8 +391,8 @@ class _Keeper:
             )
             self.saved = time.monotonic()
 
-    def _no_room(self, error: OSError) -> RunRefused:
-        return RunRefused(
+    def _no_room(self, error: OSError) -> NoRoom:
+        return NoRoom(
             f"could not write {self.folder / 'log.jsonl'}: {error.strerror}; expected room on "
             "the disk: free some, then continue with --resume"
         )

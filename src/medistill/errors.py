@@ -5,6 +5,7 @@ MedistillError          exit code 1
 |- DataError            exit code 3: input data that cannot be used as it is
 |- PackageRefused       exit code 4: a package that failed a check
 '- RunRefused           exit code 5: a run that must not start (budget, class too small, disk)
+   '- NoRoom            a file that could not be written
 """
 
 from collections.abc import Iterable
@@ -41,6 +42,10 @@ class RunRefused(MedistillError):
     """A run was refused before it started, or stopped, so that nothing is lost or overwritten."""
 
     exit_code = 5
+
+
+class NoRoom(RunRefused):
+    """A file could not be written: what is kept already stays, and the run goes on from it."""
 
 
 def extra(module: str, name: str) -> Any:

@@ -15,7 +15,7 @@ from .backbones import Backbone
 from .compute import Compute, whole_batches
 from .data.split import assign
 from .engine import Engine, Here
-from .errors import RunRefused
+from .errors import NoRoom, RunRefused
 from .features import logits_of_set
 from .optim import sgd_
 from .progress import progress, say
@@ -378,12 +378,12 @@ def _check_room(folder: Path, size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise RunRefused(
+        raise NoRoom(
             f"could not make {folder}: {error.strerror}; expected a cache that can be written: set "
             "XDG_CACHE_HOME to another folder"
         ) from error
     if free < size:
-        raise RunRefused(
+        raise NoRoom(
             f"found {free / 1e6:.0f} MB free in {folder}; expected {size / 1e6:.0f} MB for "
             "experts: free some, or ask for fewer with --experts"
         )

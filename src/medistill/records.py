@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import DataError, RunRefused, UsageError, nearest
+from .errors import DataError, NoRoom, RunRefused, UsageError, nearest
 
 DIGEST = "sha256"  # of the tensors, in the header of a file of them
 State = dict[str, Tensor]
@@ -90,7 +90,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens.
 
     Temporary file, fsync, rename, fsync of the folder.
-    Raises: RunRefused when the disk is full or the folder cannot be written (free space, or
+    Raises: NoRoom when the disk is full or the folder cannot be written (free space, or
     choose another folder); the old file is left as it was.
     """
     temporary = None
@@ -113,7 +113,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         cause = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
-        raise RunRefused(
+        raise NoRoom(
             f"could not write {path}: {cause}; expected {len(content)} bytes of room in a folder "
             "that can be written: free some or choose another folder"
         ) from error
@@ -145,7 +145,7 @@ def owner_only(path: Path) -> None:
 def atomically(out: Path, make: Callable[[Path], object]) -> None:
     """Let `make` write a file or folder under another name, and give it its own once whole.
 
-    Raises: RunRefused when it cannot be written.
+    Raises: NoRoom when it cannot be written.
     """
     place = None
     try:
@@ -158,7 +158,7 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
             _flushed(path)
         os.rename(half, out)
     except OSError as error:
-        raise RunRefused(f"could not write {out}: {error.strerror}; choose another place") from None
+        raise NoRoom(f"could not write {out}: {error.strerror}; choose another place") from None
     finally:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
@@ -177,13 +177,13 @@ def _flushed(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that several processes may want to make; it stands beside it.
 
-    Raises: RunRefused when its folder cannot be written.
+    Raises: NoRoom when its folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.with_suffix(".lock"), "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise RunRefused(
+        raise NoRoom(
             f"could not write beside {path}: {error.strerror}; expected a folder that can be "
             "written: choose another (of the cache: set MEDISTILL_CACHE)"
         ) from None

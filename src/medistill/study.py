@@ -1,196 +1,21 @@
-"""A study: a grid of sources, methods, budgets, backbones and seeds, run cell by cell."""
+"""A study: the cells of its plan, run one by one and kept in a folder."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
-from .audit import FEWEST
-from .backbones import backbone as read_backbone
-from .cell import FORMAT, Cell, Job, Protocol, Result, recipe_in, run_cell
+from .cell import FORMAT, Cell, Job, Result, recipe_in, run_cell
 from .engine import Engine, Lost
 from .errors import DataError, UsageError
-from .methods import make
 from .metrics import NAMES
+from .plan import BASELINES, MEASURE, Place, Study, grid, read_study
 from .progress import DONE, MISSING, board
-from .records import Json, from_record, read_json, to_record, write_atomic, write_json
+from .records import Json, read_json, to_record, write_atomic, write_json
 from .tracking import check_track, tracker
-
-BASELINES = ("random", "full")
-MEASURE = "measure"
-
-
-@dataclass(frozen=True)
-class Data:
-    """One dataset of a study: its source ($NAME is the environment's), name and group."""
-
-    source: str
-    name: str = ""
-    group: str = ""
-    methods: tuple[str, ...] = ()  # none: all
-    budgets: tuple[int, ...] = ()  # none: the study's
-    variation: float | None = None  # of a design in which it alone moves; figures draw it
-
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        return self.name or self.source
-
-
-@dataclass(frozen=True)
-class Way:
-    """One method of a study with its settings; `steps` cuts runs short, by images per class."""
-
-    method: str
-    name: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    steps: dict[int, int] = field(default_factory=dict)
-    budgets: tuple[int, ...] = ()
-    audit: int = 0  # models by which each of its sets is attacked
-
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        return self.name or self.method
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study file says.
-
-    Every method runs on every source for every budget (images per class), backbone and seed. Beside
-    them stand the full training split and random images: at every budget, and at the sizes of
-    `curve`, from which is read how many random images a distilled set is worth; and, with
-    `measure`, what the indicator is fed: random samples scored on the validation split, and numbers
-    of variation.
-    """
-
-    name: str
-    sources: tuple[Data, ...]
-    methods: tuple[Way, ...]
-    budgets: tuple[int, ...] = (1, 10, 50)
-    backbones: tuple[str, ...] = ("convnet-3-128",)
-    seeds: int = 3
-    curve: tuple[int, ...] = ()
-    measure: bool = True
-    protocol: Protocol = field(default_factory=Protocol)
-    about: str = ""
-
-
-class Place(NamedTuple):
-    """Where a cell stands in the grid, by the names that tables use."""
-
-    source: str
-    method: str
-    ipc: int
-    backbone: str
-    seed: int
-
-
-def read_study(path: Path) -> Study:
-    """Read a study file (YAML); a source or method may be its name alone.
-
-    Raises: DataError when the file is missing or no YAML; UsageError when a field, method or
-    backbone is unknown, a name stands twice, or there is nothing to run.
-    """
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"found no {path}; expected a study file (YAML)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{path} is no readable YAML ({said}); expected a study") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{path} holds {type(record).__name__}; expected fields like sources:")
-    record = {"name": path.stem, **record}
-    record["sources"] = [_named(one, "source") for one in _listed(record, "sources")]
-    record["methods"] = [_way(_named(one, "method")) for one in _listed(record, "methods")]
-    study = from_record(Study, record)
-    _check(study)
-    return study
-
-
-def _listed(record: Mapping[str, Any], name: str) -> list[Any]:
-    found = record.get(name)
-    if not isinstance(found, list) or not found:
-        raise UsageError(f"found {name}: {found!r} in the study; expected a list of some")
-    return found
-
-
-def _named(one: Any, name: str) -> Json:
-    return {name: one} if isinstance(one, str) else dict(one or {})
-
-
-def _way(record: Json) -> Json:
-    """Read `steps: 200` as well as `steps: {1: 500, 10: 200}`."""
-    steps = record.get("steps", {})
-    return {**record, "steps": {0: steps} if isinstance(steps, int) else dict(steps or {})}
-
-
-def _check(study: Study) -> None:
-    for what, given in (
-        ("source", [one.title for one in study.sources]),
-        ("method", [one.title for one in study.methods]),
-        ("budget", study.budgets),
-        ("backbone", study.backbones),
-    ):
-        twice = {str(one) for one in given if list(given).count(one) > 1}
-        if not given:
-            raise UsageError(f"found no {what} in the study; expected some")
-        if twice:
-            raise UsageError(
-                f"found {what} {' and '.join(sorted(twice))} twice in the study; expected each "
-                "once: give one a name of its own"
-            )
-    for way in study.methods:
-        if {way.method, way.title} & {*BASELINES, MEASURE}:
-            raise UsageError(
-                f"found {way.title} among the methods; it stands beside every study: leave it out"
-            )
-        make(way.method, way.settings)
-    known = {way.title for way in study.methods}
-    for data in study.sources:
-        if wrong := set(data.methods) - known:
-            raise UsageError(
-                f"found methods {', '.join(sorted(wrong))} for {data.title}; expected some of "
-                f"{', '.join(sorted(known))}"
-            )
-    for name in study.backbones:
-        read_backbone(name)
-    if any(0 < way.audit < FEWEST or way.audit < 0 for way in study.methods):
-        raise UsageError(f"found an audit of fewer than {FEWEST} models; expected 0, or more")
-    if min((*study.budgets, *study.curve, study.seeds)) < 1:
-        raise UsageError("found a budget, size or number of seeds below 1; expected 1 or more")
-
-
-def grid(study: Study) -> dict[Place, Cell]:
-    """Return all cells by their place: baselines first, then method by method, seed by seed."""
-    cells: dict[Place, Cell] = {}
-    protocol = study.protocol
-    for backbone, data in product(study.backbones, study.sources):
-        for ipc in dict.fromkeys((*(data.budgets or study.budgets), *study.curve)):
-            place = Place(data.title, "random", ipc, backbone, 0)
-            cells[place] = Cell("random", data.source, backbone, protocol, ipc)
-        full = Cell("full", data.source, backbone, protocol)
-        cells[Place(data.title, "full", 0, backbone, 0)] = full
-    for data in study.sources if study.measure else ():
-        place = Place(data.title, MEASURE, 0, study.backbones[0], 0)
-        cells[place] = Cell("measure", data.source, study.backbones[0], protocol)
-    for seed, backbone, data in product(range(study.seeds), study.backbones, study.sources):
-        for ipc, way in product(data.budgets or study.budgets, study.methods):
-            if data.methods and way.title not in data.methods:
-                continue
-            if way.budgets and ipc not in way.budgets:
-                continue
-            steps = way.steps.get(ipc, way.steps.get(0))
-            what = (way.method, way.settings, steps, seed, way.audit)
-            place = Place(data.title, way.title, ipc, backbone, seed)
-            cells[place] = Cell("method", data.source, backbone, protocol, ipc, *what)
-    return cells
 
 
 @dataclass(frozen=True)
@@ -292,7 +117,9 @@ def run_study(
             items = [
                 (place, cell)
                 for place, cell in wanted.items()
-                if (cell.kind != "method") == baseline and _runs(states[place], options.retry)
+                if (cell.kind != "method") == baseline
+                and _runs(states[place], options.retry)
+                and (baseline or _has_recipe(place, cell, states))
             ]
             jobs = _jobs(items, cells, folder, options, cache, until)
             for number, result in engine.done(run_cell, jobs):
@@ -316,6 +143,11 @@ def _wanted(cells: Mapping[Place, Cell], only: Sequence[str]) -> dict[Place, Cel
             if cell.kind == "method" and cell.protocol.tuning == "random":
                 wanted[_chooser(place)] = cells[_chooser(place)]
     return wanted
+
+
+def _has_recipe(place: Place, cell: Cell, states: Mapping[Place, str]) -> bool:
+    """Say whether random images have chosen, or cannot; else the cell stays missing."""
+    return cell.protocol.tuning != "random" or states[_chooser(place)] in (DONE, "refused")
 
 
 def _chooser(place: Place) -> Place:
@@ -372,7 +204,7 @@ def _jobs(
         recipe = None
         if cell.kind == "method" and cell.protocol.tuning == "random":
             held = folder.cell(cells[_chooser(place)].key)
-            # Without one the cell has its own pilots: random images of that number were refused.
+            # Where random images of that number were refused, the cell has its own pilots.
             recipe = recipe_in(held) if held and held["status"] == DONE else None
         yield Job(
             cell,

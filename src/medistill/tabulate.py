@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from .cell import FORMAT, Cell
 from .errors import DataError, UsageError, nearest
 from .metrics import NAMES, Score, gap_closed, score, worth_of
+from .plan import BASELINES, Place, Study, grid
 from .progress import DONE
 from .records import Json, to_record
-from .study import BASELINES, Entry, Place, Study, grid
+from .study import Entry
 
 Row = dict[str, Any]
 DIMENSIONS = ("source", "method", "ipc", "backbone")

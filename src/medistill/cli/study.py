@@ -11,7 +11,8 @@ from .common import AsJson, DataRoot, Device, Offline, Track, Workers, at_least_
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..study import Entry, Study
+    from ..plan import Study
+    from ..study import Entry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,7 +64,9 @@ def run(
 
     Example: medistill study run studies/smoke.yaml --out runs/smoke
     """
-    from ..study import Options, read_study, run_study
+    from ..plan import read_study
+    from ..progress import say
+    from ..study import Options, run_study
 
     at_least_one(workers=workers or None)
     said = read_study(study / "study.yaml" if study.is_dir() else study)
@@ -74,6 +77,9 @@ def run(
     text = ", ".join(f"{count} {state}" for state, count in states.items())
     record = {"study": str(folder), "cells": states}
     emit(record, f"{text}: medistill study table {folder}", as_json)
+    if failed := states.get("failed"):
+        say(f"{failed} cells failed: medistill study status {folder} says why")
+        raise typer.Exit(1)
 
 
 def _engine(name: str, workers: int, address: str | None, gpus: float, study: "Study") -> "Engine":
@@ -97,7 +103,7 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
 
     Example: medistill study status runs/smoke
     """
-    from ..study import BASELINES, MEASURE
+    from ..plan import BASELINES, MEASURE
 
     said, entries = _opened(study)
     counts: dict[tuple[str, str], Counter[str]] = {}
@@ -209,7 +215,8 @@ def restore(
     from ..cell import Result
     from ..errors import DataError
     from ..indicator import load_indicator
-    from ..study import Folder, grid, read_study
+    from ..plan import grid, read_study
+    from ..study import Folder
     from ..tabulate import read_rows, records_of
 
     said, folder = read_study(study), Folder(out)
@@ -267,7 +274,8 @@ def fit_indicator(
 
 
 def _opened(path: Path) -> "tuple[Study, list[Entry]]":
-    from ..study import Folder, entries_of, grid
+    from ..plan import grid
+    from ..study import Folder, entries_of
 
     folder = Folder(path)
     said = folder.study()

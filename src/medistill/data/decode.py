@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..engine import Processes
-from ..errors import DataError, RunRefused
+from ..errors import DataError, NoRoom
 from ..places import cache_folder
 from ..progress import progress
 from ..records import Json, digest, locked, write_atomic
@@ -82,7 +82,7 @@ def decoded(
     cache, under a digest of the jobs' stamps and the rule: a decoding that was stopped goes on
     where it stopped, and a file that is there is not made again. Old files go when the cache holds
     more than KEEP bytes ($MEDISTILL_CACHE_BYTES).
-    Raises: DataError when an image cannot be read or has another shape; RunRefused when the disk
+    Raises: DataError when an image cannot be read or has another shape; NoRoom when the disk
     has no room.
     """
     total = sum(job.count for job in jobs)
@@ -200,7 +200,7 @@ def _make_room(folder: Path, size: int, path: Path) -> None:
         f.stat().st_blocks * 512 for f in mine if f.exists()
     )
     if size > free:
-        raise RunRefused(
+        raise NoRoom(
             f"found {free} bytes free below {folder}; expected {size} for the decoded images: "
             "free some, or name another cache in $MEDISTILL_CACHE"
         )

@@ -8,8 +8,9 @@ import numpy as np
 from ..indicator import Indicator
 from ..judge import flipped
 from ..metrics import score
+from ..plan import BASELINES, grid
 from ..records import to_record, write_atomic
-from ..study import BASELINES, Folder, grid
+from ..study import Folder
 from ..tabulate import as_markdown, table, text_of
 from .paper_answers import claim, sample, variation
 from .study import Opened, opened

@@ -11,8 +11,9 @@ from .. import __version__
 from ..indicator import LEAST, SEED, Example, Indicator, examples_of
 from ..judge import best_of
 from ..metrics import Score
+from ..plan import Study, grid
 from ..records import Json, to_record, write_atomic
-from ..study import Entry, Folder, Study, entries_of, grid, measured_in
+from ..study import Entry, Folder, entries_of, measured_in
 from ..tabulate import Book, Row, rows_of, text_of
 from .page import filled, library, part
 from .study_figures import (

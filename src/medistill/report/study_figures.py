@@ -8,8 +8,8 @@ import numpy as np
 
 from ..indicator import CANDIDATES, LEAST, Example, conformal, having, left_out, table_of
 from ..metrics import Score
+from ..plan import BASELINES
 from ..records import Json
-from ..study import BASELINES
 from ..tabulate import Book
 
 SYMBOLS = (
