@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from medistill.indicator import (
     load_indicator,
     to_json,
 )
-from medistill.judge import coverage_of, fit, flipped, permuted, predictions_of
+from medistill.judge import _judged, coverage_of, fit, flipped, permuted, predictions_of
 from medistill.measure import measure
 from medistill.metrics import Score
+from medistill.plan import Data, Study
 from medistill.predict import Line, predict, recommendation
 from medistill.sets import RealSet
 
@@ -64,8 +66,85 @@ def examples(count: int, noise: float = 0.0) -> list[Example]:
             "random": {1: {"accuracy": random, "auc": random}},
             "full": {0: {"accuracy": 0.95, "auc": 0.95}},
         }
-        found.append(Example(f"set {number}", f"family {number // 2}", measured(random), reached))
+        families = (f"family {number // 2}",)
+        found.append(Example(f"set {number}", families, measured(random), reached))
     return found
+
+
+def ten(one: Example) -> dict[str, float]:
+    """Return what ten random images reach on such a dataset: 0.1 more than one."""
+    return {name: score + 0.1 for name, score in one.reached["random"][1].items()}
+
+
+def known_at(ipc: int) -> Indicator:
+    """Return an indicator that knows dm at one and at `ipc` per class."""
+    wide = [
+        one._replace(reached=one.reached | {"dm": {ipc: one.reached["dm"][1], **one.reached["dm"]}})
+        for one in examples(12)
+    ]
+    return Indicator(tuple(wide), SEED, {}, "toy")
+
+
+def test_the_gap_closed_has_an_interval_of_its_own() -> None:
+    """Of noisy gaps, the share inside is what the interval says; without noise it is a point."""
+    exact = Indicator(tuple(examples(20)), SEED, {}, "toy").gap(measured(0.5), "dm", 1, 0.01)
+    assert exact is not None
+    assert exact.mean == pytest.approx(0.1 / 0.45, abs=1e-6)
+    assert exact.high == pytest.approx(exact.mean, abs=1e-6)
+    known = Indicator(tuple(examples(20, noise=0.03)), SEED, {}, "toy")
+    found = known.gap(measured(0.5), "dm", 1, 0.01)
+    assert found is not None
+    assert found.high is not None
+    errors = []
+    for one in known.examples:
+        others = tuple(o for o in known.examples if o.families != one.families)
+        told = replace(known, examples=others).gap(one.measured, "dm", 1, 0.01)
+        assert told is not None
+        arms = (("dm", 1), ("random", 1), ("full", 0))
+        own, base, full = (one.reached[method][ipc]["accuracy"] for method, ipc in arms)
+        errors.append(abs(told.mean - (own - base) / (full - base)))
+    assert found.high - found.mean == pytest.approx(conformal(np.array(errors)), rel=1e-6)
+    assert known.gap(measured(0.5), "dm", 1, 0.6) is None  # there is no such gap
+    assert known.gap(measured(0.5), "mtt", 1, 0.01) is None
+
+
+def test_where_there_is_nothing_to_tell_the_seeds_correlation_is_about_zero() -> None:
+    """A line that was fitted without a dataset leans away from it: its number itself does not."""
+    draw, found, leaning = np.random.default_rng(5), [], []
+    for _ in range(12):
+        toys = [
+            one._replace(reached={"dm": {1: {"accuracy": draw.uniform(), "auc": draw.uniform()}}})
+            for one in examples(16)
+        ]
+        judged, told = _judged(toys, ("accuracy", SEED))
+        found.append(judged["budgets"]["1"]["spearman"])
+        leaning.append(np.corrcoef(told.told.ravel(), told.reached.ravel())[0, 1])
+    assert abs(np.mean(found)) < 0.2
+    assert np.mean(leaning) < -0.2
+
+
+def test_families_keep_one_sign() -> None:
+    better, worse = np.array([0.1, 0.1, 0.3, 0.3]), np.array([0.2, 0.4, 0.2, 0.4])
+    groups = [("a",), ("a",), ("b",), ("b", "c")]
+    gains = [0.4, -0.1, 0.1]
+    signs = list(itertools.product([-1, 1], repeat=3))
+    exact = np.mean([np.dot(sign, gains) >= sum(gains) - 1e-12 for sign in signs])
+    assert flipped(better, worse, groups=groups) == pytest.approx(exact)
+
+
+def test_studies_that_cannot_be_judged_say_so_in_one_line() -> None:
+    apart = [
+        one._replace(reached={f"m{number % 3}": {1: {"accuracy": 0.5, "auc": 0.5}}})
+        for number, one in enumerate(examples(9))
+    ]
+    with pytest.raises(RunRefused, match=r"found 3 datasets .* of one method and budget"):
+        fit(apart, "toy")
+    alike = [one._replace(families=("one",)) for one in examples(9)]
+    made = Indicator(tuple(alike), SEED, {}, "toy")
+    assert _judged(alike, ("accuracy", SEED))[0]["budgets"]["1"]["family_error"] is None
+    assert made.predict(measured(0.5), "dm", 1, "auc").low == 0.0
+    flat = measured(0.5, fisher=math.inf)
+    assert math.isfinite(inputs_of(flat, 1, "auc")["fisher"])
 
 
 def test_a_line_through_random_accuracy_is_found_exactly() -> None:
@@ -75,7 +154,9 @@ def test_a_line_through_random_accuracy_is_found_exactly() -> None:
     line = made.report["accuracy"][SEED]
     assert line["error"] == pytest.approx(0, abs=1e-9)
     assert line["budgets"]["1"]["spearman"] == pytest.approx(1)
-    assert line["methods"] == {"dm": {"1": pytest.approx(line["error"])}}
+    (judged,) = line["methods"]["dm"].values()
+    assert judged == pytest.approx({"error": line["error"], "spearman": 1.0})
+    assert line["family_error"] == pytest.approx(0, abs=1e-9)
     assert made.chosen in (SEED, "learning curve")
     found = made.predict(measured(0.5), "dm", 1, "accuracy")
     assert found.mean == pytest.approx(0.6, abs=1e-6)
@@ -95,7 +176,7 @@ def test_intervals_hold_as_often_as_they_say() -> None:
         half = conformal(np.abs(y[:20] - left_out(line, x[:20], y[:20])))
         inside.append(abs(line(x[:20], y[:20], x[20:])[0] - y[20]) <= half)
         if len(judged) < 40:
-            judged.append(coverage_of(line, x[:20], y[:20]))
+            judged.append(coverage_of(line, x[:20], y[:20], [str(i) for i in range(20)]))
     assert 0.75 <= np.mean(inside) <= 0.9
     assert 0.75 <= np.mean(judged) <= 0.9
 
@@ -104,8 +185,16 @@ def test_what_is_left_out_is_not_seen() -> None:
     target = np.array([0.1, 0.2, 0.3, 0.6])
     table = np.zeros((4, 1))
     assert left_out(mean_model, table, target) == pytest.approx([1.1 / 3, 1.0 / 3, 0.9 / 3, 0.2])
-    by_family = left_out(mean_model, table, target, ["a", "a", "b", "b"])
-    assert by_family == pytest.approx([0.45, 0.45, 0.15, 0.15])
+    wide, more = np.zeros((6, 1)), np.array([*target, 0.8, 0.7])
+    families = ["a", "a", "b", "b", "b", "ab"]  # the last is made of both
+    by_family = left_out(mean_model, wide, more, families)
+    assert by_family[:2] == pytest.approx([1.7 / 3] * 2)
+    assert np.isnan(by_family[2:]).all()  # fewer than three others are left
+    families = ["a", "a", "b", "c", "c", "bc"]
+    by_family = left_out(mean_model, wide, more, families)
+    assert by_family[2] == pytest.approx((0.1 + 0.2 + 0.6 + 0.8) / 4)
+    assert by_family[3] == by_family[4] == pytest.approx((0.1 + 0.2 + 0.3) / 3)
+    assert math.isnan(by_family[5])
 
 
 def test_the_conformal_place_is_that_of_the_paper() -> None:
@@ -120,7 +209,7 @@ def test_gains_and_shares_are_judged_beside_scores() -> None:
     at = line["budgets"]["1"]
     # Gain is 0.2 - 0.2 random, share score / 0.95: lines through random as well, one of them falls.
     assert at["gain_error"] == pytest.approx(0, abs=1e-9)
-    assert at["gain_spearman"] == pytest.approx(1)
+    assert at["gain_spearman"] == pytest.approx(-1)  # of the number itself
     assert at["share_pearson"] == pytest.approx(1)
     assert line["p_value"] == pytest.approx(1e-4)
     assert line["p_better"] == 1.0  # it is the seed's number itself
@@ -208,8 +297,13 @@ def test_examples_hold_the_mean_over_seeds() -> None:
         {**common, "method": "random", "accuracy": 0.1, "auc": 0.1},
         {**common, "method": "full", "ipc": 0, "accuracy": 0.9, "auc": 1.0},
     ]
-    (found,) = examples_of(rows, {"pneumonia few": measured(0.5)})
-    assert found.family == "pneumonia"
+    data = Data("pneumoniamnist", "pneumonia few", family=("pneumonia", "chest"))
+    study = Study("x", (data,), (), backbones=("convnet", "mlp"))
+    rows = [{**row, "backbone": "convnet"} for row in rows]
+    other = [{**row, "accuracy": 0.0, "backbone": "mlp"} for row in rows]
+    (found,) = examples_of(study, [*rows, *other], {"pneumonia few": measured(0.5)})
+    assert found.families == ("pneumonia", "chest")
+    assert Data("pneumoniamnist").families == ("pneumoniamnist",)
     assert found.reached["dm"][1] == pytest.approx({"accuracy": 0.7, "auc": 0.8})
     assert found.reached["random"][1]["auc"] == 0.1
     assert set(found.reached) == {"dm", "random", "full"}
@@ -224,16 +318,17 @@ def line(mean: float, low: float, ipc: int = 1, value: float = 7.0) -> Line:
     ("lines", "random", "told"),
     [
         ([line(0.8, 0.75)], 0.6, "It pays: the set would be worth about 7 random"),
-        ([line(0.8, 0.75, value=math.inf)], 0.6, "more than were sampled"),
+        ([line(0.8, 0.75, value=math.inf)], 0.6, "more than the study has"),
         ([line(0.8, 0.55)], 0.6, "not sure"),
         ([line(0.55, 0.5)], 0.6, "No method is expected to beat random"),
-        ([line(0.9, 0.88)], 0.895, "nothing to distill"),
+        ([line(0.9, 0.88)], 0.895, "hardly expected to do better"),
+        ([line(0.9, 0.88)], 0.995, "nothing to distill"),
     ],
 )
 def test_the_recommendation_follows_the_numbers(
     lines: Sequence[Line], random: float, told: str
 ) -> None:
-    said = recommendation(lines, {1: {"accuracy": random}}, Score(0.9, 0.8, 1.0, 9))
+    said = recommendation(lines, {1: Score(random, None, None, 9)}, Score(0.9, 0.8, 1.0, 9))
     assert told in said
 
 
@@ -284,10 +379,26 @@ def test_predictions_stand_beside_what_was_measured(monkeypatch: pytest.MonkeyPa
     splits = load("phantom:n=40")
     made = predict(splits.train, splits.val, ipc=[1], indicator=known)
     (only,) = made.lines
-    assert made.random[1]["accuracy"] == pytest.approx(0.6)
+    assert made.random[1]["accuracy"].mean == pytest.approx(0.6)
+    assert made.random[1]["accuracy"].low is not None
     assert only.gap_closed is not None
     assert only.gap_closed.mean == pytest.approx((0.68 - 0.6) / (0.95 - 0.6), abs=1e-5)
-    # The curve rises by 0.1 from one to ten.
-    assert only.worth == pytest.approx(10**0.8, rel=1e-5)
+    assert "No dataset of the study is like this one" not in made.recommendation
+    # The study has random images of one size alone, and the set is predicted above them.
+    assert math.isinf(only.worth)
+    wide = [
+        one._replace(reached=one.reached | {"random": {**one.reached["random"], 10: ten(one)}})
+        for one in examples(12)
+    ]
+    more = replace(known, examples=tuple(wide))
+    (only,) = predict(splits.train, splits.val, ipc=[1], indicator=more).lines
+    # Random images rise by 0.1 from one to ten.
+    assert only.worth == pytest.approx(10**0.8, rel=1e-4)
+    monkeypatch.setattr("medistill.predict.measure", lambda *a, **k: measured(0.6, classes=9))
+    few = replace(more, chosen="ridge, few")
+    strange = predict(splits.train, splits.val, ipc=[1], indicator=few).recommendation
+    assert strange.endswith("is like this one (by classes): trust it less.")
+    with pytest.raises(RunRefused, match="found 20 training images of class"):
+        predict(splits.train, splits.val, ipc=[1, 21], indicator=known_at(21))
     with pytest.raises(UsageError, match="at 7 per class"):
         predict(splits.train, splits.val, ipc=[7], indicator=known)

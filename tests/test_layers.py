@@ -28,6 +28,7 @@ FLOORS = (
     ("plan",),
     ("study",),
     ("tabulate", "indicator"),
+    ("formats",),
     ("predict", "judge"),
     ("report",),
     ("package",),

@@ -23,17 +23,10 @@ from medistill.cli import app
 from medistill.distill import _Keeper
 from medistill.engine import Here, Processes
 from medistill.errors import DataError, NoRoom, UsageError
+from medistill.formats import as_csv
 from medistill.plan import Place, Study, grid, read_study
 from medistill.study import Folder, Options, entries_of, run_study
-from medistill.tabulate import (
-    Book,
-    as_csv,
-    read_rows,
-    records_of,
-    rows_of,
-    table,
-    write_rows,
-)
+from medistill.tabulate import Book, read_rows, records_of, rows_of, table, write_rows
 
 ROOT = Path(__file__).parents[1]
 TINY = """

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import DataError, UsageError, nearest
 from .metrics import Score
+from .plan import Study
 from .records import Json, read_json
 
 FORMAT = "medistill indicator 1"
@@ -21,6 +22,7 @@ METRICS = ("accuracy", "auc")
 SCORES = ("accuracy", "balanced_accuracy", "auc")
 COVERAGE = 0.8
 LEAST = 8  # datasets, below which nothing is fitted
+FEWEST = 3  # of which a dataset that is left out is predicted
 SEED = "random accuracy alone"
 BASELINES = ("random", "full")
 Array = NDArray[np.float64]
@@ -30,11 +32,12 @@ Model = Callable[[Array, Array, Array], Array]
 class Example(NamedTuple):
     """One dataset of a study: what was measured of it, and what was reached.
 
-    `reached` is {method: {ipc: {metric: mean over seeds}}}, baselines too; of `full` the ipc is 0.
+    `families` are the images that it is made of; `reached` is {method: {ipc: {metric: mean over
+    seeds}}}, baselines too; of `full` the ipc is 0.
     """
 
     source: str
-    family: str
+    families: tuple[str, ...]
     measured: Json
     reached: dict[str, dict[int, dict[str, float]]]
 
@@ -68,7 +71,7 @@ def inputs_of(measured: Json, ipc: int, metric: str) -> dict[str, float]:
         **{f"random_{name}": _random(measured, name, ipc or each) for name in SCORES},
         "classes": math.log(measured["classes"]),
         "train": math.log(measured["train"]),
-        "fisher": math.log(max(varied["fisher"], 1e-6)),
+        "fisher": math.log(min(max(varied["fisher"], 1e-6), 1e6)),
         "dimension": math.log(min(max(varied["dimension_mle"], 1e-6), 1e6)),
         "modes": math.log(varied["modes"]),
         "majority": varied["majority"],
@@ -193,20 +196,68 @@ class Indicator:
     def predict(self, measured: Json, method: str, ipc: int, metric: str) -> Score:
         """Return the predicted score of a method on a dataset with its 80% interval.
 
-        The interval is the conformal one of leave-one-out errors: the prediction plus and minus
-        the ceil(0.8 (n + 1))-th smallest absolute error, cut to [0, 1].
+        The interval is the conformal one of errors on examples whose families were left out: the
+        prediction plus and minus the ceil(0.8 (n + 1))-th smallest absolute error, cut to [0, 1].
         Source: Barber et al., Annals of Statistics 2021 (jackknife), https://doi.org/10.1214/20-AOS1965.
+        Departure: whole families are left out, for a new dataset belongs to none of them.
         Raises: UsageError when the examples do not know the method at that budget.
         """
         self.check(method, ipc)
         known = having(self.examples, method, ipc)
         names, model = CANDIDATES[self.chosen]
         table = table_of([one.measured for one in known], ipc, metric, names)
-        target = np.array([one.reached[method][ipc][metric] for one in known])
         new = table_of([measured], ipc, metric, names)
+        target = reached_by(known, method, ipc, metric)
         value = float(np.clip(model(table, target, new)[0], 0, 1))
-        half = conformal(np.abs(target - left_out(model, table, target)))
+        half = conformal(np.abs(target - self._told(known, method, ipc, metric)))
         return Score(value, max(0.0, value - half), min(1.0, value + half), len(known))
+
+    def gap(self, measured: Json, method: str, ipc: int, least: float) -> Score | None:
+        """Return the predicted share of the gap from random images to all of them that is closed.
+
+        (method - random) / (full - random) of predicted accuracies, with the conformal interval of
+        that share on examples whose families were left out, as `predict` has it of scores; not cut,
+        for a share may be negative or beyond 1. None where full data is predicted less than `least`
+        above random images, or fewer than eight examples tell of such a gap.
+        """
+        arms = ((method, ipc), ("random", ipc), ("full", 0))
+        if not all(self.knows(*arm) for arm in arms):
+            return None
+        value = _share(*(self.predict(measured, *arm, "accuracy").mean for arm in arms))
+        known = [one for one in self.examples if all(i in one.reached.get(m, {}) for m, i in arms)]
+        told = _share(*(self._told(known, *arm, "accuracy") for arm in arms))
+        reached = [reached_by(known, *arm, "accuracy") for arm in arms]
+        errors = np.abs(told - _share(*reached))[reached[2] - reached[1] >= least]
+        errors = errors[np.isfinite(errors)]
+        top, base = (self.predict(measured, *arm, "accuracy").mean for arm in (arms[2], arms[1]))
+        if top - base < least or len(errors) < LEAST:
+            return None
+        half = conformal(errors)
+        return Score(float(value), float(value) - half, float(value) + half, len(errors))
+
+    def strange(self, measured: Json, ipc: int) -> list[str]:
+        """Return the inputs in which a dataset lies outside all examples."""
+        names = CANDIDATES[self.chosen][0]
+        table = table_of([one.measured for one in self.examples], ipc, "accuracy", names)
+        (new,) = table_of([measured], ipc, "accuracy", names)
+        beyond = (new < table.min(0) - 1e-9) | (new > table.max(0) + 1e-9)
+        return [name for name, out in zip(names, beyond.tolist(), strict=True) if out]
+
+    def _told(self, known: Sequence[Example], method: str, ipc: int, metric: str) -> Array:
+        names, model = CANDIDATES[self.chosen]
+        table = table_of([one.measured for one in known], ipc, metric, names)
+        target = reached_by(known, method, ipc, metric)
+        return left_out(model, table, target, [one.families for one in known])
+
+
+def _share(own: Any, random: Any, full: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(own - random, full - random)
+
+
+def reached_by(known: Sequence[Example], method: str, ipc: int, metric: str) -> Array:
+    """Return what a method reached on examples that know it."""
+    return np.array([one.reached[method][ipc][metric] for one in known])
 
 
 def methods_of(examples: Sequence[Example]) -> list[str]:
@@ -233,29 +284,40 @@ def table_of(measured: Sequence[Json], ipc: int, metric: str, names: Sequence[st
 
 
 def left_out(
-    model: Model, table: Array, target: Array, family: Sequence[str] = (), *, clip: bool = True
+    model: Model,
+    table: Array,
+    target: Array,
+    families: Sequence[Collection[str]] = (),
+    *,
+    clip: bool = True,
 ) -> Array:
-    """Return the prediction of each dataset by a model that saw none of its family (or itself).
+    """Return the prediction of each dataset by a model that saw none that shares a family with it.
 
+    Without families each dataset is one of its own. nan where fewer than three others are left.
     Scores are clipped to [0, 1]; other targets are not.
     """
-    names = np.array(family if len(family) else [str(i) for i in range(len(target))])
-    found = np.empty(len(target))
-    for name in dict.fromkeys(names):
-        out = names == name
-        found[out] = model(table[~out], target[~out], table[out])
+    mine = [frozenset(one) for one in families] or [frozenset([str(i)]) for i in range(len(target))]
+    found = np.full(len(target), math.nan)
+    for one in dict.fromkeys(mine):
+        rest = np.array([not (one & other) for other in mine])
+        asked = np.array([other == one for other in mine])
+        if rest.sum() >= FEWEST:
+            found[asked] = model(table[rest], target[rest], table[asked])
     return np.clip(found, 0, 1) if clip else found
 
 
 def conformal(errors: Array, coverage: float = COVERAGE) -> float:
     """Return the ceil(coverage (n + 1))-th smallest of n absolute errors; the largest if n is less.
 
+    Errors that are not known are passed over; without any the answer is infinite.
+
     Example:
         >>> conformal(np.array([0.4, 0.1, 0.2, 0.3]))
         0.4
     """
+    errors = errors[np.isfinite(errors)]
     place = min(len(errors), math.ceil(coverage * (len(errors) + 1)))
-    return float(np.sort(errors)[place - 1])
+    return float(np.sort(errors)[place - 1]) if place else math.inf
 
 
 def to_json(indicator: Indicator) -> Json:
@@ -280,7 +342,7 @@ def from_json(record: Any, where: str) -> Indicator:
         examples = tuple(
             Example(
                 one["source"],
-                one["family"],
+                tuple(one["families"]),
                 one["measured"],
                 {m: {int(i): s for i, s in by.items()} for m, by in one["reached"].items()},
             )
@@ -310,11 +372,15 @@ def load_indicator(path: Path | None = None) -> Indicator:
     return from_json(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED)
 
 
-def examples_of(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json]) -> list[Example]:
+def examples_of(
+    study: Study, rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json]
+) -> list[Example]:
     """Return the examples that a study's rows and measurements give, one for each source.
 
-    Sources of one group and first word of the name are a family: tasks made from the same images.
+    Rows of its first backbone count, with which the measurements stand.
     """
+    rows = [row for row in rows if row["backbone"] == study.backbones[0]]
+    families = {one.title: one.families for one in study.sources}
     sums: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for row in rows:
         ipc = 0 if row["method"] == "full" else int(row["ipc"])
@@ -328,5 +394,5 @@ def examples_of(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json])
             if name == source:
                 means = {metric: float(np.mean(values)) for metric, values in scores.items()}
                 reached.setdefault(method, {})[ipc] = means
-        found.append(Example(source, source.split()[0], numbers, reached))
+        found.append(Example(source, families[source], numbers, reached))
     return found

@@ -1,5 +1,6 @@
 """Which indicator is best: candidates judged on datasets that they have not seen."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from .engine import Engine, Here
 from .errors import RunRefused
 from .indicator import (
     CANDIDATES,
+    FEWEST,
     LEAST,
     METRICS,
     SEED,
@@ -24,6 +26,7 @@ from .indicator import (
     having,
     left_out,
     methods_of,
+    reached_by,
     table_of,
 )
 from .records import Json
@@ -36,44 +39,58 @@ HERE: Engine = Here()
 def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indicator:
     """Compare the candidates on datasets left out, and keep the one with the least error.
 
-    The report holds of each candidate, by metric: mean absolute `error` of the score over all
-    datasets, methods and budgets; `budgets`, what stands at one number of images per class (means
-    over methods); `methods`, the error of each method at each; `pooled_pearson` and
-    `pooled_spearman` over all budgets at once, which easy datasets and large budgets make high;
-    `p_value`, how often datasets that have changed places would correlate as well; `p_better`, how
-    often flipped signs would make it beat the random score alone by as much.
-    Raises: RunRefused when fewer than eight datasets are known.
+    The least is of errors with whole families left out. The report holds of each candidate, by
+    metric: mean absolute `error` of the score over all methods and budgets where one dataset is
+    left out, and `family_error` where all that share a family with it are; `budgets`, what stands
+    at one number of images per class (means over methods); `methods`, error and rank correlation of
+    each method at each; `pooled_pearson` and `pooled_spearman` over all budgets at once, which easy
+    datasets and large budgets make high; `p_value`, how often datasets that have changed places
+    would correlate as well; `p_better`, how often flipped signs of families would make it beat the
+    random score alone by as much. A correlation of a candidate of one number is that number's own:
+    a line that was fitted without a dataset leans away from it where there is little to tell.
+    Raises: RunRefused when fewer than eight datasets are known of every method and budget.
     """
     usable = [one for one in examples if methods_of([one])]
-    if len(usable) < LEAST:
+    most = max(
+        (len(having(usable, m, ipc)) for m in methods_of(usable) for ipc in budgets_of(usable)),
+        default=0,
+    )
+    if most < LEAST:
         raise RunRefused(
-            f"found {len(usable)} datasets with measurements and results; expected {LEAST} or "
-            "more: run more of the study"
+            f"found {most} datasets with measurements and results of one method and budget; "
+            f"expected {LEAST} or more: run more of the study"
         )
     jobs = [(metric, name) for metric in METRICS for name in CANDIDATES]
     found = dict(zip(jobs, engine.map(partial(_judged, usable), jobs), strict=True))
     report: Json = {metric: {} for metric in METRICS}
+    families = [one.families for one in usable]
     for (metric, name), (judged, told) in found.items():
-        report[metric][name] = judged | _tested(told, found[metric, SEED][1])
-    chosen = min(CANDIDATES, key=lambda name: report["accuracy"][name]["error"])
+        report[metric][name] = judged | _tested(told, found[metric, SEED][1], families)
+    chosen = min(CANDIDATES, key=lambda name: report["accuracy"][name]["family_error"])
     return Indicator(tuple(usable), chosen, report, about)
 
 
 class Told(NamedTuple):
     """What a candidate said of datasets that it had not seen, and what was reached there.
 
-    Shapes: told, reached [datasets, methods, budgets], nan where nothing is known.
+    `afar` is what it said where no dataset that shares a family had been seen either.
+    Shapes: told, afar, reached [datasets, methods, budgets], nan where nothing is known.
     """
 
     told: Array
+    afar: Array
     reached: Array
+
+    def errors(self, *, afar: bool) -> Array:
+        """Return the absolute errors."""
+        return np.abs((self.afar if afar else self.told) - self.reached)
 
 
 def predictions_of(examples: Sequence[Example], name: str, metric: str) -> Told:
-    """Return the predictions of a candidate, each dataset by the others alone."""
+    """Return the predictions of a candidate, each dataset by others alone."""
     methods, budgets = methods_of(examples), budgets_of(examples)
     shape = (len(examples), len(methods), len(budgets))
-    found = Told(np.full(shape, math.nan), np.full(shape, math.nan))
+    found = Told(*(np.full(shape, math.nan) for _ in Told._fields))
     inputs, model = CANDIDATES[name]
     for m, method in enumerate(methods):
         for b, ipc in enumerate(budgets):
@@ -82,35 +99,38 @@ def predictions_of(examples: Sequence[Example], name: str, metric: str) -> Told:
                 continue
             at = [i for i, one in enumerate(examples) if ipc in one.reached.get(method, {})]
             table = table_of([one.measured for one in known], ipc, metric, inputs)
-            target = targets_of(known, method, ipc, metric)["score"]
+            target = reached_by(known, method, ipc, metric)
             found.told[at, m, b] = left_out(model, table, target)
+            found.afar[at, m, b] = left_out(model, table, target, [one.families for one in known])
             found.reached[at, m, b] = target
     return found
 
 
 def best_of(examples: Sequence[Example]) -> str:
-    """Return the candidate whose accuracies err least on datasets left out."""
+    """Return the candidate whose accuracies err least on datasets whose families were left out."""
+    return min(
+        CANDIDATES,
+        key=lambda name: _mean(predictions_of(examples, name, "accuracy").errors(afar=True)),
+    )
 
-    def error(name: str) -> float:
-        found = predictions_of(examples, name, "accuracy")
-        errors = np.abs(found.told - found.reached)
-        return float(np.nanmean(errors)) if np.isfinite(errors).any() else math.inf
 
-    return min(CANDIDATES, key=error)
+def _mean(errors: Array) -> float:
+    """Return the mean of what is known; infinite where nothing is."""
+    return float(np.nanmean(errors)) if np.isfinite(errors).any() else math.inf
 
 
 def targets_of(known: Sequence[Example], method: str, ipc: int, metric: str) -> dict[str, Array]:
     """Return what was reached: the score, its gain over random images, its share of full data's.
 
     Gain and share are left out where a dataset has no random images of that number, or no full
-    data. The random images are those of the study's table: none of them was measured.
+    data. The random images are those of the study's table, drawn apart from those measured.
     """
-    score = np.array([one.reached[method][ipc][metric] for one in known])
+    score = reached_by(known, method, ipc, metric)
     found = {"score": score}
     if all(ipc in one.reached.get("random", {}) for one in known):
-        found["gain"] = score - [one.reached["random"][ipc][metric] for one in known]
+        found["gain"] = score - reached_by(known, "random", ipc, metric)
     if all("full" in one.reached for one in known):
-        found["share"] = score / [one.reached["full"][0][metric] for one in known]
+        found["share"] = score / reached_by(known, "full", 0, metric)
     return found
 
 
@@ -120,6 +140,7 @@ def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, To
     inputs, model = CANDIDATES[name]
     found = predictions_of(examples, name, metric)
     by_budget: dict[str, Json] = {}
+    by_method: dict[str, Json] = {}
     for ipc in budgets_of(examples):
         parts: dict[str, list[float]] = {}
         for method in methods_of(examples):
@@ -128,48 +149,49 @@ def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, To
                 continue
             table = table_of([one.measured for one in known], ipc, metric, inputs)
             targets = targets_of(known, method, ipc, metric)
-            families = [one.family for one in known]
-            judged = _one(model, table, targets, families)
+            judged = _one(model, table, targets, [one.families for one in known])
+            by_method.setdefault(method, {})[str(ipc)] = {
+                name: judged[name] for name in ("error", "spearman")
+            }
             for what, value in judged.items():
                 parts.setdefault(what, []).append(value)
         if parts:
-            by_budget[str(ipc)] = {what: float(np.mean(values)) for what, values in parts.items()}
+            by_budget[str(ipc)] = {what: _known_mean(values) for what, values in parts.items()}
     there = np.isfinite(found.told)
     told, reached = found.told[there], found.reached[there]
     judged = {
-        "error": float(np.abs(told - reached).mean()) if len(told) else math.inf,
+        "error": _mean(found.errors(afar=False)),
+        "family_error": _mean(found.errors(afar=True)),
         "budgets": by_budget,
-        "methods": _by_method(examples, found),
+        "methods": by_method,
         "pooled_pearson": _correlated(told, reached, "pearsonr"),
         "pooled_spearman": _correlated(told, reached, "spearmanr"),
     }
     return judged, found
 
 
-def _by_method(examples: Sequence[Example], found: Told) -> Json:
-    """Return the error of each method at each number of images per class that is known."""
-    errors = np.abs(found.told - found.reached)
-    told: Json = {}
-    for m, method in enumerate(methods_of(examples)):
-        for b, ipc in enumerate(budgets_of(examples)):
-            if np.isfinite(errors[:, m, b]).any():
-                told.setdefault(method, {})[str(ipc)] = float(np.nanmean(errors[:, m, b]))
-    return told
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
-def _one(model: Model, table: Array, targets: dict[str, Array], families: Sequence[str]) -> Json:
+def _one(
+    model: Model, table: Array, targets: dict[str, Array], families: Sequence[Sequence[str]]
+) -> Json:
     score = targets["score"]
+    afar = np.abs(left_out(model, table, score, families) - score)
     judged: Json = {
-        "family_error": float(np.abs(left_out(model, table, score, families) - score).mean()),
-        "coverage": coverage_of(model, table, score),
+        "family_error": _mean(afar) if np.isfinite(afar).any() else None,
+        "coverage": coverage_of(model, table, score, families),
         "datasets": len(score),
     }
     for what, target in targets.items():
         found = left_out(model, table, target, clip=what == "score")
         before = "" if what == "score" else f"{what}_"
         judged[f"{before}error"] = float(np.abs(found - target).mean())
-        judged[f"{before}spearman"] = _correlated(found, target, "spearmanr")
-        judged[f"{before}pearson"] = _correlated(found, target, "pearsonr")
+        said = table[:, 0] if table.shape[1] == 1 else found
+        judged[f"{before}spearman"] = _correlated(said, target, "spearmanr")
+        judged[f"{before}pearson"] = _correlated(said, target, "pearsonr")
     return judged
 
 
@@ -182,21 +204,34 @@ def _correlated(one: Array, other: Array, how: Literal["pearsonr", "spearmanr"])
     return float(getattr(stats, how)(one, other).statistic)
 
 
-def coverage_of(model: Model, table: Array, target: Array) -> float:
-    """Return the share of datasets inside the interval that the others alone would give."""
-    inside = 0
-    for out in range(len(target)):
-        rest = np.arange(len(target)) != out
-        half = conformal(np.abs(target[rest] - left_out(model, table[rest], target[rest])))
+def coverage_of(
+    model: Model, table: Array, target: Array, families: Sequence[Sequence[str]]
+) -> float | None:
+    """Return the share of datasets inside the interval that other families alone would give.
+
+    None where no dataset has others enough.
+    """
+    mine = [frozenset(one) for one in families]
+    inside = []
+    for out, own in enumerate(mine):
+        rest = np.array([not (own & other) for other in mine])
+        if rest.sum() < FEWEST:
+            continue
+        others = [one for one, there in zip(mine, rest, strict=True) if there]
+        errors = np.abs(target[rest] - left_out(model, table[rest], target[rest], others))
         value = np.clip(model(table[rest], target[rest], table[out : out + 1])[0], 0, 1)
-        inside += abs(value - target[out]) <= half
-    return inside / len(target)
+        inside.append(abs(value - target[out]) <= conformal(errors))
+    return float(np.mean(inside)) if inside else None
 
 
-def _tested(found: Told, seed: Told) -> Json:
+def _tested(found: Told, seed: Told, families: Sequence[Sequence[str]]) -> Json:
+    mine, other = found.errors(afar=True), seed.errors(afar=True)
     return {
         "p_value": permuted(found.told, found.reached),
-        "p_better": flipped(np.abs(found.told - found.reached), np.abs(seed.told - seed.reached)),
+        "p_better": flipped(mine, other, groups=families),
+        "p_better_at": [
+            flipped(mine[..., b], other[..., b], groups=families) for b in range(mine.shape[-1])
+        ],
     }
 
 
@@ -236,11 +271,18 @@ def _ranks(values: Array, there: NDArray[np.bool_]) -> Array:
     return ranks / max(float(np.linalg.norm(ranks)), 1e-12)
 
 
-def flipped(errors: Array, others: Array, times: int = PERMUTATIONS) -> float:
+def flipped(
+    errors: Array,
+    others: Array,
+    times: int = PERMUTATIONS,
+    groups: Sequence[Sequence[str]] = (),
+) -> float:
     """Return how often chance alone would make the errors smaller than the others by as much.
 
     A sign-flip test over datasets of the mean difference (others - errors): under the null either
-    sign of a dataset's difference is as likely. p as in `permuted`; 1 where they are the same.
+    sign of a dataset's difference is as likely. Datasets of one group (family) keep one sign: they
+    are not independent. All flips are made where they are fewer than `times`, which gives the exact
+    p; else p is as in `permuted`. 1 where errors and others are the same.
     Shapes: errors, others [datasets, ...], nan where nothing is known.
     """
     gain = (others - errors).reshape(len(errors), -1)
@@ -248,8 +290,15 @@ def flipped(errors: Array, others: Array, times: int = PERMUTATIONS) -> float:
     if not known.any():
         return 1.0
     gain = np.nanmean(gain[known], 1)
+    if groups:
+        names = [tuple(groups[i]) for i in np.flatnonzero(known).tolist()]
+        parts = [[i for i, other in enumerate(names) if other == one] for one in {*names}]
+        gain = np.array([gain[part].sum() for part in sorted(parts)])
     if not np.abs(gain).max() > 0:
         return 1.0
+    least = gain.sum() - 1e-12
+    if 2 ** len(gain) <= times:
+        every = np.array(list(itertools.product([1.0, -1.0], repeat=len(gain))))
+        return float((every @ gain >= least).mean())
     signs = np.random.default_rng(Rng(0).integer("signs")).choice([-1.0, 1.0], (times, len(gain)))
-    count = int((signs @ gain >= gain.sum() - 1e-12).sum())
-    return float((1 + count) / (1 + times))
+    return float((1 + int((signs @ gain >= least).sum())) / (1 + times))

@@ -23,11 +23,16 @@ COUNTS = ("steps", "batch", "students", "random", "full", "threads")  # of a pro
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset of a study: its source ($NAME is the environment's), name and group."""
+    """One dataset of a study: its source ($NAME is the environment's), name and group.
+
+    `family` names the images that it is made of (its own name unless given): sets that share one
+    are not independent.
+    """
 
     source: str
     name: str = ""
     group: str = ""
+    family: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()  # none: all
     budgets: tuple[int, ...] = ()  # none: the study's
     variation: float | None = None  # of a design in which it alone moves; figures draw it
@@ -36,6 +41,11 @@ class Data:
     def title(self) -> str:
         """What tables call it."""
         return self.name or self.source
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """What images it is made of."""
+        return self.family or (self.title,)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .engine import Engine, Here
+from .errors import RunRefused
 from .indicator import METRICS, Indicator, curve_at, curve_of, load_indicator
 from .measure import measure
 from .metrics import Score, worth
@@ -34,7 +35,7 @@ class Prediction:
     """What is predicted of a dataset, what was measured, and what to do, in words."""
 
     lines: tuple[Line, ...]
-    random: dict[int, dict[str, float]]
+    random: dict[int, dict[str, Score]]
     full: dict[str, Score]
     recommendation: str
     measured: Json
@@ -50,7 +51,10 @@ class Prediction:
                 dataclasses.asdict(line) | {"worth": line.worth if line.worth < math.inf else None}
                 for line in self.lines
             ],
-            "random": {str(ipc): scores for ipc, scores in self.random.items()},
+            "random": {
+                str(ipc): {name: dataclasses.asdict(found) for name, found in scores.items()}
+                for ipc, scores in self.random.items()
+            },
             "full": {name: dataclasses.asdict(found) for name, found in self.full.items()},
             "recommendation": self.recommendation,
             "measured": self.measured,
@@ -71,62 +75,97 @@ def predict(
 ) -> Prediction:
     """Measure small random samples of a dataset and predict what each method would reach.
 
-    gap closed = (predicted - random) / (predicted full - random), random read from the samples'
-    curve; None where full data is predicted within 0.01 of random. `worth` is how many random
-    images per class that curve would need for the predicted accuracy. Scores are of the study's own
-    student and lengths (see `Indicator.about`), not of the papers'.
+    Random images and full data are predicted like the methods, so that all are test scores of the
+    study's own student and lengths (see `Indicator.about`), not of the papers'. `gap_closed` is
+    that of `Indicator.gap`; None where full data is predicted within 0.01 of random images. `worth`
+    is how many random images per class would reach the predicted accuracy, by their predictions at
+    all sizes that the study has; infinite beyond the largest.
     Raises: UsageError when the data has several labels of an image, or the indicator does not know
-    a method or budget; DataError when no indicator is there.
+    a method or budget; RunRefused when a class has too few images for a budget; DataError when no
+    indicator is there.
     """
     begin = time.monotonic()
     known = indicator or load_indicator()
     for each in ipc:
-        for method in methods or known.methods()[:1]:
+        for method in methods:
             known.check(method, each)
+        if not any(known.knows(method, each) for method in known.methods()):
+            known.check(known.methods()[0], each)
+    _check_sizes(train, ipc)
     measured = measure(train, val, seed=seed, engine=engine)
-    curves = {name: curve_of(measured, name) for name in METRICS}
-    random = {each: {name: curve_at(*curves[name], each) for name in METRICS} for each in ipc}
+    random = {each: _random(known, measured, each) for each in ipc}
     full = {name: known.predict(measured, "full", 0, name) for name in METRICS}
+    curve = _curve(known, measured)
     lines = []
     for each in ipc:
         for method in methods or known.methods():
             if not known.knows(method, each):
                 continue
             scores = {name: known.predict(measured, method, each, name) for name in METRICS}
-            base, top = random[each]["accuracy"], full["accuracy"].mean
-            gap = _gap(scores["accuracy"], base, top)
-            value = worth(scores["accuracy"].mean, *curves["accuracy"])
+            gap = known.gap(measured, method, each, CLEAR)
+            value = worth(scores["accuracy"].mean, *curve)
             lines.append(Line(method, each, scores["accuracy"], scores["auc"], gap, value))
-    told = recommendation(lines, random, full["accuracy"])
+    accuracy = {each: scores["accuracy"] for each, scores in random.items()}
+    told = recommendation(lines, accuracy, full["accuracy"])
+    if strange := sorted({name for each in ipc for name in known.strange(measured, each)}):
+        told += (
+            f" No dataset of the study is like this one (by {', '.join(strange)}): trust it less."
+        )
     spent = time.monotonic() - begin
     return Prediction(tuple(lines), random, full, told, measured, known.about, spent)
 
 
-def _gap(found: Score, random: float, full: float) -> Score | None:
-    if full - random < CLEAR or found.low is None or found.high is None:
-        return None
+def _check_sizes(train: RealSet, ipc: Sequence[int]) -> None:
+    """Refuse budgets that a class cannot fill: no method could be run there."""
+    sizes = {
+        name: len(members) for name, members in zip(train.card.classes, train.by_class, strict=True)
+    }
+    least = min(sizes, key=lambda name: sizes[name])
+    if max(ipc) > sizes[least]:
+        raise RunRefused(
+            f"found {sizes[least]} training images of class {least!r}; expected at least "
+            f"{max(ipc)}: ask for fewer per class with --ipc"
+        )
 
-    def closed(value: float) -> float:
-        return (value - random) / (full - random)
 
-    return Score(closed(found.mean), closed(found.low), closed(found.high), found.n)
+def _random(known: Indicator, measured: Json, ipc: int) -> dict[str, Score]:
+    """Return what random images would score; as measured where the study has none of that size."""
+    if known.knows("random", ipc):
+        return {name: known.predict(measured, "random", ipc, name) for name in METRICS}
+    found = {name: curve_at(*curve_of(measured, name), ipc) for name in METRICS}
+    return {name: Score(value, None, None, 0) for name, value in found.items()}
 
 
-def recommendation(lines: Sequence[Line], random: dict[int, dict[str, float]], full: Score) -> str:
+def _curve(known: Indicator, measured: Json) -> tuple[list[int], list[float]]:
+    """Return the sizes of random images that the study has, and their accuracies."""
+    sizes = sorted({size for one in known.examples for size in one.reached.get("random", {})})
+    sizes = [size for size in sizes if known.knows("random", size)]
+    if not sizes:
+        return curve_of(measured, "accuracy")
+    means = [known.predict(measured, "random", size, "accuracy").mean for size in sizes]
+    return sizes, means
+
+
+def recommendation(lines: Sequence[Line], random: dict[int, Score], full: Score) -> str:
     """Say in words what the predictions mean, budget by budget."""
     told = []
     for ipc in dict.fromkeys(line.ipc for line in lines):
         mine = [line for line in lines if line.ipc == ipc]
         best = max(mine, key=lambda line: line.accuracy.mean)
-        base, value = random[ipc]["accuracy"], best.accuracy.mean
+        base, value = random[ipc].mean, best.accuracy.mean
         said = (
             f"At {ipc} per class {best.method} promises most: {100 * value:.0f}% "
             f"(80% interval {100 * (best.accuracy.low or 0):.0f} to "
             f"{100 * (best.accuracy.high or 1):.0f}), where random images give {100 * base:.0f}% "
             f"and all images about {100 * full.mean:.0f}%."
         )
-        if full.mean - base < CLEAR:
+        if (1 if full.high is None else full.high) - base < CLEAR:
             said += " Random images do as well as all of them: there is nothing to distill."
+        elif full.mean - base < CLEAR:
+            said += (
+                " All images are hardly expected to do better than random ones, within the error "
+                "of the prediction: train on random images first."
+            )
         elif value <= base:
             said += " No method is expected to beat random images: raise the budget."
         elif best.accuracy.low is not None and best.accuracy.low <= base:
@@ -134,7 +173,7 @@ def recommendation(lines: Sequence[Line], random: dict[int, dict[str, float]], f
         else:
             count = f"about {best.worth:.0f}"
             if math.isinf(best.worth):
-                count = "more than were sampled"
+                count = "more than the study has"
             said += f" It pays: the set would be worth {count} random images per class."
         told.append(said)
     return " ".join(told)

@@ -1,11 +1,10 @@
 """Numbers of a study as rows and tables: scores with intervals, gap closed, worth."""
 
 import csv
-import html
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -225,6 +224,13 @@ class Book:
         random, full = (math.nan if one is None else one.mean for one in arms)
         return full - random
 
+    def changed(self) -> list[str]:
+        """Return the sources whose cells were not all made of the same data."""
+        seen: dict[str, set[str]] = {}
+        for row in (row for group in self.groups.values() for row in group.rows):
+            seen.setdefault(row["source"], set()).add(row["data_digest"])
+        return [source for source, digests in seen.items() if len(digests) > 1]
+
     def curve(self, source: str, backbone: str, metric: str = "accuracy") -> dict[int, Score]:
         """Return the scores of random images by their number per class."""
         found = {
@@ -290,101 +296,3 @@ def table(
             lines.append((tuple(map(str, head)), tuple(cells)))
     heads = tuple(" ".join(map(str, top)) for top in across)
     return Table(tuple(down), heads, tuple(lines), metric)
-
-
-def text_of(found: Score | None, metric: str, between: str = ", ") -> str:
-    """Return a score as tables print it: `mean [low, high]`, in percent where it is a share.
-
-    Example:
-        >>> text_of(Score(0.83, 0.812, 0.848, 5), "accuracy")
-        '83.0 [81.2, 84.8]'
-    """
-    if found is None:
-        return ""
-    scale, digits = (100.0, 1) if metric in PERCENT else (1.0, 1)
-    if metric == "peak_memory_bytes":
-        scale, digits = 1 / 2**20, 0
-
-    def one(value: float) -> str:
-        return "more" if math.isinf(value) else f"{scale * value:z.{digits}f}"
-
-    text = one(found.mean)
-    if found.low is not None and found.high is not None:
-        text += f" [{one(found.low)}{between}{one(found.high)}]"
-    return text
-
-
-def as_markdown(made: Table) -> str:
-    """Return a table as Markdown."""
-    lines = ["| " + " | ".join((*made.corner, *made.columns)) + " |"]
-    lines.append("|---" * (len(made.corner) + len(made.columns)) + "|")
-    for head, cells in made.lines:
-        texts = [text_of(cell, made.metric) for cell in cells]
-        lines.append("| " + " | ".join((*head, *texts)) + " |")
-    return "\n".join(lines)
-
-
-def as_csv(made: Table) -> str:
-    """Return a table as CSV, each score as mean, low, high and n (fractions)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    parts = ("mean", "low", "high", "n")
-    writer.writerow([*made.corner, *(f"{c} {part}" for c in made.columns for part in parts)])
-    for head, cells in made.lines:
-        numbers = [getattr(cell, part, None) for cell in cells for part in parts]
-        writer.writerow([*head, *("" if x is None else f"{x:.6g}" for x in numbers)])
-    return out.getvalue().rstrip("\n")
-
-
-def as_record(made: Table) -> Json:
-    """Return a table as JSON: one object a line, scores by column (null for what is not finite)."""
-    rows = []
-    for head, cells in made.lines:
-        scores = {
-            column: None if cell is None else {n: _finite(v) for n, v in vars(cell).items()}
-            for column, cell in zip(made.columns, cells, strict=True)
-        }
-        rows.append({**dict(zip(made.corner, head, strict=True)), "scores": scores})
-    return {"metric": made.metric, "rows": rows}
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
-
-
-def as_latex(made: Table) -> str:
-    """Return a table as LaTeX (booktabs)."""
-
-    def safe(text: str) -> str:
-        return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
-
-    lines = [
-        f"\\begin{{tabular}}{{{'l' * len(made.corner)}{'r' * len(made.columns)}}}",
-        "\\toprule",
-    ]
-    lines.append(" & ".join(map(safe, (*made.corner, *made.columns))) + " \\\\")
-    lines.append("\\midrule")
-    for head, cells in made.lines:
-        texts = (*map(safe, head), *(text_of(cell, made.metric, "--") for cell in cells))
-        lines.append(" & ".join(texts) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
-
-
-def as_html(made: Table) -> str:
-    """Return a table as HTML."""
-
-    def row(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    body = [
-        row("td", (*head, *(text_of(c, made.metric) for c in cells))) for head, cells in made.lines
-    ]
-    return "\n".join(["<table>", row("th", (*made.corner, *made.columns)), *body, "</table>"])
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {
-    "md": as_markdown,
-    "csv": as_csv,
-    "latex": as_latex,
-    "html": as_html,
-}

@@ -48,7 +48,8 @@ def predict(
 
     Students train on 1 to 20 random images per class and are scored on the validation split; with
     numbers of the data's variation they are held against a study of other datasets. The test split
-    is not read. Intervals hold 80% of the time on datasets that resemble the study's.
+    is not read; what is predicted, of random images too, are test scores. Intervals hold 80% of the
+    time on datasets that resemble the study's.
 
     Example: medistill predict pneumoniamnist --ipc 1,10
     """
@@ -84,9 +85,8 @@ def _text(record: "Json") -> str:
             f"{interval_text(one['auc']):>22}{gap:>24}{value:>8}"
         )
     for ipc, scores in record["random"].items():
-        lines.append(
-            f"{'random':<12}{ipc:>5}{100 * scores['accuracy']:>22.1f}{100 * scores['auc']:>22.1f}"
-        )
+        shown = (f"{interval_text(scores[name]):>22}" for name in ("accuracy", "auc"))
+        lines.append(f"{'random':<12}{ipc:>5}{''.join(shown)}")
     full = record["full"]
     lines.append(
         f"{'full':<17}{interval_text(full['accuracy']):>22}{interval_text(full['auc']):>22}"

@@ -157,7 +157,8 @@ def table(
     Example: medistill study table runs/smoke --metric auc --only ipc=1
     """
     from ..errors import UsageError
-    from ..tabulate import FORMATS, Book, as_record
+    from ..formats import FORMATS, as_record
+    from ..tabulate import Book
     from ..tabulate import rows_of as all_rows
     from ..tabulate import table as make_table
 
@@ -259,7 +260,7 @@ def fit_indicator(
     from ..tabulate import rows_of
 
     said, entries = _opened(study)
-    examples = examples_of(rows_of(said, entries), measured_in(entries))
+    examples = examples_of(said, rows_of(said, entries), measured_in(entries))
     made = fit(examples, f"{said.name}: {said.about}".strip(), local(workers))
     write_json(out, to_json(made))
     lines = [f"{made.chosen}, from {len(made.examples)} datasets, in {out}"]

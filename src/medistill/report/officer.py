@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..formats import markdown
 from ..ledger import Ledger, ledger_file
 from ..privacy import attacker
 from ..records import Json, read_json, write_atomic
-from .words import listed, markdown
+from .words import listed
 
 REASSESS_DAYS = 365
 RATE, RARE = 0.01, 0.001

@@ -1,21 +1,23 @@
 """What a study found, as Markdown in a paper's order; every number is read from its rows."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from ..formats import as_markdown, markdown, text_of
 from ..indicator import Indicator
 from ..judge import flipped
 from ..metrics import score
 from ..plan import BASELINES, grid
 from ..records import to_record, write_atomic
 from ..study import Folder
-from ..tabulate import as_markdown, table, text_of
+from ..tabulate import table
 from .paper_answers import claim, sample, variation
 from .study import Opened, opened
-from .study_words import Against, against_random, findings
-from .words import listed, markdown
+from .study_words import FEWEST, Against, against_random, findings
+from .words import listed
 
 
 def study_paper(path: Path, out: Path, indicator: Indicator | None = None) -> None:
@@ -48,7 +50,8 @@ def paper(found: Opened, indicator: Indicator | None, place: str) -> str:
 
 
 def _short(found: Opened, indicator: Indicator | None) -> list[str]:
-    told, warned = findings(found.book, found.backbone, {})
+    states = Counter(one.state for one in found.entries)
+    told, warned = findings(found.book, found.backbone, states)
     asked = [place for place, cell in grid(found.study).items() if cell.kind != "measure"]
     known = {row["key"] for group in found.book.groups.values() for row in group.rows}
     first = (
@@ -68,9 +71,9 @@ def _protocol(found: Opened) -> list[str]:
         else "by pilots of each set"
     )
     text = (
-        f"{study.about} Distilled and trained with {listed(study.backbones)}; {study.seeds} "
-        f"syntheses of each method, {protocol.students} student on each; {protocol.random} draws "
-        f"of random images; {protocol.full} trainings on all data. A student makes "
+        f"{study.about} Distilled and trained with {listed(study.backbones)}; {_syntheses(found)}, "
+        f"{protocol.students} student on each; {protocol.random} draws of random images; "
+        f"{protocol.full} trainings on all data. A student makes "
         f"{protocol.steps} steps of {protocol.batch} images. Learning rate (of "
         f"{listed([str(rate) for rate in protocol.rates])}) and stop were chosen on the validation "
         f"split {chosen}. The test split was read once by each student at its end and chose "
@@ -90,11 +93,26 @@ def _protocol(found: Opened) -> list[str]:
     return ["## Protocol", text, markdown(head, rows)]
 
 
+def _syntheses(found: Opened) -> str:
+    """Say how many syntheses the numbers hold, of how many asked for."""
+    counts = Counter(
+        len({row["synthesis"] for row in group.rows})
+        for key, group in found.book.groups.items()
+        if key[1] not in BASELINES
+    )
+    parts = [f"{count:,} of {made}" for made, count in sorted(counts.items(), reverse=True)]
+    return (
+        f"{found.study.seeds} syntheses of each method asked for ({listed(parts)} syntheses among "
+        f"{sum(counts.values()):,} numbers)"
+    )
+
+
 def _gains(found: Opened) -> list[str]:
     text = (
         "Points of accuracy above as many random real images: mean over sources with its 95% "
-        "interval; then on how many sources both intervals part, above and below; then the p-value "
-        "of a sign-flip test over sources (one-sided, not corrected for the number of methods)."
+        "interval; then on how many sources both intervals part, above and below, of those where "
+        "both have one; then the p-value of a sign-flip test over sources (one-sided, as if they "
+        "were independent, not corrected for the number of methods)."
     )
     budgets = found.book.names("ipc")
     against = {
@@ -118,13 +136,14 @@ def _gain(one: Against | None) -> str:
     p = flipped(-gains, np.zeros_like(gains))
     return (
         f"{text_of(score(list(one.gains)), 'accuracy')}; {one.above} above, {one.below} below of "
-        f"{one.sources}; p = {p:.2g}"
+        f"{one.settled}; p = {p:.2g}"
     )
 
 
 def _best(found: Opened, ipc: int) -> str:
-    """Say which method has the best mean on how many sources."""
+    """Say which method has the best mean, alone, on how many sources."""
     wins: dict[str, int] = {}
+    ties = 0
     for source in found.book.names("source"):
         means = {}
         for method in (*found.methods, "random"):
@@ -132,15 +151,18 @@ def _best(found: Opened, ipc: int) -> str:
             if own is not None:
                 means[method] = own.mean
         if len(means) > 1:
-            top = max(means, key=lambda name: means[name])
-            wins[top] = wins.get(top, 0) + 1
+            best = [name for name, mean in means.items() if mean == max(means.values())]
+            ties += len(best) > 1
+            if len(best) == 1:
+                wins[best[0]] = wins.get(best[0], 0) + 1
     if not wins:
         return ""
     order = sorted(wins.items(), key=lambda pair: -pair[1])
     return (
         f"At {ipc} per class the best mean is that of "
         + listed([f"{name} on {count}" for name, count in order])
-        + f" of {sum(wins.values())} sources."
+        + f" of {sum(wins.values()) + ties} sources"
+        + (f"; on {ties} several are best alike." if ties else ".")
     )
 
 
@@ -178,8 +200,13 @@ def _surprises(found: Opened) -> list[str]:
         if above:
             told.append(
                 f"At {ipc} per class {len(above)} sets beat all data beyond both intervals: "
-                f"{listed(above)}. Students stop where random images of that number chose, all "
-                "data where its own pilots did."
+                f"{listed(above)}."
+                + (
+                    " Students stop where random images of that number chose, all data where its "
+                    "own pilots did."
+                    if found.study.protocol.tuning == "random"
+                    else ""
+                )
             )
     told += [text for ipc in found.book.names("ipc") if (text := _unsteady(found, ipc))]
     return ["## What surprised", "\n".join(f"- {text}" for text in told)] if told else []
@@ -195,14 +222,15 @@ def _unsteady(found: Opened, ipc: int) -> str:
             values = group.scores("accuracy") if group else []
             if len(values) > 1:
                 known.append(float(np.std(values, ddof=1)))
-        if known:
+        if len(known) >= FEWEST:
             spread[method] = float(np.median(known))
     if len(spread) < 2:
         return ""
     order = sorted(spread, key=lambda name: spread[name])
     return (
         f"At {ipc} per class {order[-1]} varies most from synthesis to synthesis (standard "
-        f"deviation {100 * spread[order[-1]]:.1f} points, median over sources), {order[0]} least "
+        f"deviation {100 * spread[order[-1]]:.1f} points, median over sources with several), "
+        f"{order[0]} least "
         f"({100 * spread[order[0]]:.1f})."
     )
 
@@ -217,15 +245,17 @@ def _limits(found: Opened) -> list[str]:
         }
         - {(key[0], key[2]) for key in found.book.groups if key[1] not in BASELINES}
     )
-    points = [
-        "The methods make a small part of their papers' steps, the student is small and its "
-        "training short: the table ranks methods at that cost, not at their best.",
-        "Learning rate and stop serve all methods of a source and budget as random images chose "
-        "them; a method whose sets want another rate is held back, random images are not.",
+    points = [*_short_runs(found)]
+    if study.protocol.tuning == "random":
+        points.append(
+            "Learning rate and stop serve all methods of a source and budget as random images "
+            "chose them; a method whose sets want another rate is held back, random images are not."
+        )
+    points += [
         "Tasks made from the same images are not independent datasets: the errors with whole "
         "families left out are the honest ones for data of another kind.",
-        f"{study.seeds} syntheses give wide intervals, and sign-flip tests over sources treat "
-        "related sources as independent.",
+        "Few syntheses give wide intervals, and sign-flip tests over sources treat related sources "
+        "as independent.",
         "One test split each: intervals say nothing of other hospitals.",
     ]
     if absent:
@@ -238,6 +268,23 @@ def _limits(found: Opened) -> list[str]:
         for way in study.methods
     )
     return ["## Limits", "\n".join(f"- {text}" for text in points), "## Settings", settings]
+
+
+def _short_runs(found: Opened) -> list[str]:
+    """Say which part of their papers' steps the methods made, where that is not all."""
+    parts = [
+        row["steps_done"] / row["paper_steps"]
+        for group in found.book.groups.values()
+        for row in group.rows
+        if row["steps_done"] and row["paper_steps"]
+    ]
+    if not parts or min(parts) >= 1:
+        return []
+    return [
+        f"Methods that move images make {100 * min(parts):.2g}% to {100 * max(parts):.3g}% of "
+        f"their papers' steps (median {100 * float(np.median(parts)):.2g}%): the table ranks "
+        "methods at that cost, not at their best."
+    ]
 
 
 def _scores(found: Opened) -> list[str]:

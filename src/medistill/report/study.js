@@ -7,6 +7,20 @@ function show(place) {
   place.nextElementSibling.hidden = !!figure;
   place.hidden = !figure;
   if (figure) Plotly.react(place, ...themed(figure), { displayModeBar: false, responsive: true });
+  tell(place, figure);
+}
+
+// The numbers of a figure as text, for who cannot see the marks or hover over them.
+function tell(place, figure) {
+  const numbers = place.closest("figure").querySelector("details");
+  numbers.hidden = !figure;
+  const rows = (figure?.traces ?? []).flatMap((trace) => (trace.x ?? []).map((x, number) => {
+    const row = document.createElement("li");
+    const said = trace.text?.[number] ?? `${x}: ${(+trace.y[number]).toFixed(1)}`;
+    row.innerHTML = `${trace.name}: ${said}`; // escaped where the figure was made
+    return row;
+  }));
+  numbers.querySelector("ul").replaceChildren(...rows);
 }
 
 function showAll() {

@@ -2,19 +2,21 @@
 
 import base64
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
+from ..formats import text_of
 from ..indicator import LEAST, SEED, Example, Indicator, examples_of
 from ..judge import best_of
 from ..metrics import Score
 from ..plan import Study, grid
 from ..records import Json, to_record, write_atomic
 from ..study import Entry, Folder, entries_of, measured_in
-from ..tabulate import Book, Row, rows_of, text_of
+from ..tabulate import Book, Row, rows_of
 from .page import filled, library, part
 from .study_figures import (
     cost_figure,
@@ -76,8 +78,7 @@ def opened(folder: Folder) -> Opened:
     study = folder.study()
     entries = entries_of(folder, grid(study))
     rows, measured = rows_of(study, entries), measured_in(entries)
-    own = [row for row in rows if row["backbone"] == study.backbones[0]]
-    examples = examples_of(own, measured)
+    examples = examples_of(study, rows, measured)
     best = best_of(examples) if len(examples) >= LEAST else SEED
     return Opened(study, entries, Book(rows, study.budgets), measured, examples, best)
 
@@ -121,7 +122,7 @@ def render_study(folder: Folder) -> str:
         "best": found.best,
         "sheets": _sheets(found.entries, folder),
         "protocol": pairs(to_record(study.protocol)),
-        "place": str(folder.path.name),
+        "place": shlex.quote(str(folder.path)),
         "style": part("page.css") + part("study.css"),
         "script": part("plots.js") + part("study.js"),
         "library": library() if figures else "",

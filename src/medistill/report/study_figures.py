@@ -1,12 +1,22 @@
 """What a study's page draws: learning curves, variation, the indicator, cost; traces for plotly."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..indicator import CANDIDATES, LEAST, Example, conformal, having, left_out, table_of
+from ..indicator import (
+    CANDIDATES,
+    LEAST,
+    Example,
+    conformal,
+    having,
+    left_out,
+    reached_by,
+    table_of,
+)
 from ..metrics import Score
 from ..plan import BASELINES
 from ..records import Json
@@ -16,6 +26,7 @@ SYMBOLS = (
     *("circle", "square", "diamond", "cross", "triangle-up", "star", "x", "pentagon", "hexagon"),
 )
 TONES = 9  # colors that the page has for methods
+MOST_GAP = 1.5  # shares of the gap that a figure shows; marks beyond lie on its edge
 LEAST_GAP = 0.05  # of accuracy, between random images and full data
 
 
@@ -110,7 +121,9 @@ def gap_figure(
         for source, x in at.items():
             own = book.score("gap_closed", source, method, ipc, backbone)
             if own is not None and book.gap(source, ipc, backbone) >= LEAST_GAP:
-                points.append((x, 100 * own.mean, f"{source}: {100 * own.mean:.0f}%"))
+                beyond = " (beyond the figure)" if abs(own.mean) > MOST_GAP else ""
+                y = 100 * max(-MOST_GAP, min(MOST_GAP, own.mean))
+                points.append((x, y, f"{source}: {100 * own.mean:.0f}%{beyond}"))
                 scores.append(own)
         if points:
             traces.append(_trace(method, number, points, error_y=_error(scores)))
@@ -118,7 +131,7 @@ def gap_figure(
         return None
     layout = {
         "xaxis": axis,
-        "yaxis": {"title": {"text": "gap closed, percent"}, "zeroline": True, "range": [-150, 150]},
+        "yaxis": {"title": {"text": "gap closed, percent"}, "zeroline": True, "range": [-160, 160]},
     }
     return {"traces": traces, "layout": layout}
 
@@ -151,7 +164,7 @@ def cost_figure(book: Book, ipc: int, backbone: str, methods: Sequence[str]) -> 
 def indicator_figure(
     examples: Sequence[Example], ipc: int, methods: Sequence[str], candidate: str
 ) -> Json | None:
-    """Draw predicted against reached accuracy, each dataset predicted by the others alone."""
+    """Draw predicted against reached accuracy, each dataset predicted by other families alone."""
     names, model = CANDIDATES[candidate]
     traces = []
     for number, method in enumerate(methods):
@@ -159,11 +172,12 @@ def indicator_figure(
         if len(known) < LEAST:
             continue
         table = table_of([one.measured for one in known], ipc, "accuracy", names)
-        target = np.array([one.reached[method][ipc]["accuracy"] for one in known])
-        found = left_out(model, table, target)
+        target = reached_by(known, method, ipc, "accuracy")
+        found = left_out(model, table, target, [one.families for one in known])
         points = [
             (100 * x, 100 * y, f"{one.source}: {100 * x:.1f} told, {100 * y:.1f} reached")
             for one, x, y in zip(known, found.tolist(), target.tolist(), strict=True)
+            if math.isfinite(x)
         ]
         half = 100 * conformal(np.abs(target - found))
         # Thin and without caps: hundreds of them lie over each other.
@@ -174,7 +188,7 @@ def indicator_figure(
     line = {"x": [0, 100], "y": [0, 100], "mode": "lines", "name": "equal", "arm": "full"}
     layout = {
         "xaxis": {
-            "title": {"text": "accuracy predicted by the other datasets, percent"},
+            "title": {"text": "accuracy predicted by other families of datasets, percent"},
             "range": [0, 105],
         },
         "yaxis": {"title": {"text": "accuracy reached, percent"}},

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..metrics import Score
+from ..metrics import Score, score
 from ..tabulate import Book
 from .study_figures import methods_of
 from .words import apart, listed
@@ -14,10 +14,14 @@ FEWEST = 3  # sources, below which no word is said about a method
 
 
 class Against(NamedTuple):
-    """One method against random images at one budget, over sources."""
+    """One method against random images at one budget, over sources.
+
+    `settled` is on how many of them both have an interval, so that these can part.
+    """
 
     method: str
     sources: int
+    settled: int
     gain: float
     above: int
     below: int
@@ -40,7 +44,8 @@ def against_random(book: Book, ipc: int, backbone: str) -> list[Against]:
             above = sum(gain > 0 for gain in beyond)
             mean = float(np.mean(gains))
             below = len(beyond) - above
-            found.append(Against(method, len(pairs), mean, above, below, tuple(gains)))
+            settled = sum(own.high is not None and base.high is not None for own, base in pairs)
+            found.append(Against(method, len(pairs), settled, mean, above, below, tuple(gains)))
     return sorted(found, key=lambda one: -one.gain)
 
 
@@ -57,6 +62,15 @@ def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[st
     if states.get("missing"):
         warned.append(
             f"{states['missing']:,} cells have not been run: what follows may change with them."
+        )
+    if states.get("refused"):
+        warned.append(
+            f"{states['refused']:,} cells were refused, as of classes with too few images."
+        )
+    if changed := book.changed():
+        warned.append(
+            f"The data of {listed(changed)} changed while the study ran: its cells are of "
+            "different images, and cannot be compared."
         )
     if states.get("failed"):
         warned.append(f"{states['failed']:,} cells failed: see `medistill study status`.")
@@ -81,16 +95,22 @@ def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[st
 def _at(ipc: int, found: Sequence[Against]) -> str:
     best, last = found[0], found[-1]
     text = (
-        f"At {ipc} per class {best.method} gains most over as many random images: "
-        f"{100 * best.gain:+.1f} points of accuracy on average over {best.sources} sources"
+        f"At {ipc} per class {best.method} "
+        + ("gains most over" if best.gain > 0 else "loses least to")
+        + f" as many random images: {100 * best.gain:+.1f} points of accuracy on average over "
+        f"{best.sources} sources"
     )
-    if best.above or best.below:
-        text += f", beyond both intervals on {best.above}"
+    if best.settled:
+        text += f", beyond both intervals on {best.above} of {best.settled} that have them"
         text += f" and behind on {best.below}" if best.below else ""
     text += "."
-    worse = [one.method for one in found if one.gain < 0]
+    means = {one.method: score(list(one.gains)) for one in found}
+    worse = [name for name, one in means.items() if one.high is not None and one.high < 0]
+    level = [name for name, one in means.items() if one.mean < 0 and name not in worse]
     if worse:
         text += f" {listed(worse)} stay{'s' if len(worse) == 1 else ''} behind random images."
-    elif last is not best:
+    if level:
+        text += f" {listed(level)} cannot be told from them."
+    if not worse and not level and last is not best:
         text += f" {last.method} gains least ({100 * last.gain:+.1f})."
     return text

@@ -204,16 +204,3 @@ def listed(words: Sequence[str]) -> str:
         'a, b and c'
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of Markdown.
-
-    Example:
-        >>> print(markdown(("a", "b"), [("1", "2")]))
-        | a | b |
-        |---|---|
-        | 1 | 2 |
-    """
-    made = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*made, *("| " + " | ".join(row) + " |" for row in rows)])
