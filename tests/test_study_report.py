@@ -96,7 +96,9 @@ def test_data_that_changed_while_a_study_ran_is_named() -> None:
     assert Book(rows, (1,)).changed() == []
     mixed = [{**one, "data_digest": "new"} if one is rows[0] else one for one in rows]
     _, warned = findings(Book(mixed, (1,)), NET, {"done": 9})
-    assert any("The data of s0 changed while the study ran" in warning for warning in warned)
+    assert any(
+        "Cells of s0 were made of data with different digests" in warning for warning in warned
+    )
 
 
 def test_intervals_are_counted_on_their_side() -> None:

@@ -20,7 +20,10 @@ _LESION = 0.21  # brightness of a lesion at strength 1
 
 
 def load(source: Source, where: Where) -> Splits:
-    """Draw the phantom; the same options and seed give the same bits.
+    """Draw the phantom; the same options and seed give the same bits on one kind of processor.
+
+    Another kind rounds sines and exponentials otherwise: of a million pixels about five differ by
+    one gray level.
 
     At variation 0 the classes share one anatomy and one modality and differ by the texture of a
     faint lesion; at variation 1 each class is an anatomy and a modality of its own. In between,

@@ -69,8 +69,9 @@ def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[st
         )
     if changed := book.changed():
         warned.append(
-            f"The data of {listed(changed)} changed while the study ran: its cells are of "
-            "different images, and cannot be compared."
+            f"Cells of {listed(changed)} were made of data with different digests: its files "
+            "changed while the study ran, or its phantoms were drawn on another kind of processor, "
+            "which moves a few pixels by one gray level."
         )
     if states.get("failed"):
         warned.append(f"{states['failed']:,} cells failed: see `medistill study status`.")
