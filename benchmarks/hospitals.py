@@ -43,11 +43,12 @@ from medistill.methods.sketch import FromSketch
 from medistill.metrics import evaluate_task, score
 from medistill.model import train_together
 from medistill.package import Terms, generate, load_private, pack, read, written
+from medistill.probes import SketchSpec
 from medistill.progress import hushed
 from medistill.records import to_record
 from medistill.rng import Rng
 from medistill.sets import RealSet, Recipe, Splits, SyntheticSet, normalized_by
-from medistill.sketch import Sketch, SketchSpec, merge, sketch
+from medistill.sketch import Sketch, merge, sketch
 from medistill.train import RealImages, balanced_index, fit
 
 RESULTS = Path(__file__).parent / "results" / "hospitals.jsonl"

@@ -35,9 +35,9 @@ from medistill.methods.sketch import FromSketch
 from medistill.places import cache_folder
 from medistill.plan import read_study
 from medistill.private_sketch import private_sketch
+from medistill.probes import SketchSpec
 from medistill.records import to_record
 from medistill.sets import Splits, normalized_by
-from medistill.sketch import SketchSpec
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "leaks.jsonl"

@@ -40,11 +40,12 @@ from medistill.methods.random import Random
 from medistill.methods.sketch import FromSketch
 from medistill.metrics import evaluate_task, score
 from medistill.private_sketch import plan, private_sketch
+from medistill.probes import SketchSpec
 from medistill.progress import hushed
 from medistill.records import to_record
 from medistill.rng import Rng
 from medistill.sets import Splits, normalized_by
-from medistill.sketch import SketchSpec, sketch
+from medistill.sketch import sketch
 
 RESULTS = Path(__file__).parent / "results" / "private.jsonl"
 TABLE = Path(__file__).parents[1] / "docs" / "private.md"

@@ -42,10 +42,11 @@ from medistill.methods import DC, DM, DSA, Method, Task
 from medistill.methods.base import recipe_of
 from medistill.methods.gradient_matching import distance
 from medistill.metrics import score
+from medistill.probes import SketchSpec, probe, waves
 from medistill.records import State, to_record
 from medistill.rng import Rng
 from medistill.sets import Card, RealSet
-from medistill.sketch import SketchSpec, _sums, mean_of, probe, sketch, waves
+from medistill.sketch import _sums, mean_of, sketch
 from medistill.train import TensorImages, fit, fit_together
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"

@@ -28,9 +28,10 @@ from medistill.backbones import backbone, to_spec
 from medistill.compute import Compute
 from medistill.data import load
 from medistill.engine import Processes
+from medistill.probes import SketchSpec
 from medistill.records import to_record
 from medistill.sets import RealSet
-from medistill.sketch import Sketch, SketchSpec, merge, sketch
+from medistill.sketch import Sketch, merge, sketch
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
 PART = 20_000  # images drawn at once

@@ -68,10 +68,10 @@ from medistill.methods.sketch import FromSketch
 from medistill.model import train
 from medistill.privacy import Guarantee, attacker, bound_of, composed, epsilon_of, noise_of
 from medistill.private_sketch import released
+from medistill.probes import SketchSpec
 from medistill.records import read_json, to_record
 from medistill.report.officer import officer
 from medistill.sets import RealSet, SyntheticSet, normalized_by
-from medistill.sketch import SketchSpec
 
 DELTA = 1e-5
 

@@ -28,9 +28,9 @@ from medistill.features import extract, extract_fast, of_set, read_size
 from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
 from medistill.methods.dm import bank_entry, class_means, gap, real_means
+from medistill.probes import SketchSpec, probe
 from medistill.rng import Rng
 from medistill.sets import RealSet
-from medistill.sketch import SketchSpec, probe
 from medistill.train import RealImages, TensorImages, fit, gradient
 
 REAL = load("phantom:n=120,size=16").train

@@ -18,6 +18,7 @@ FLOORS = (
     ("budget", "ledger"),
     ("data", "backbones", "augment", "metrics", "pictures", "compute"),
     ("train", "features"),
+    ("probes", "moments"),
     ("sketch", "unroll"),
     ("experts", "private_sketch"),
     ("methods",),

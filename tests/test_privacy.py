@@ -43,11 +43,12 @@ from medistill.privacy import (
     noise_of,
 )
 from medistill.private_sketch import bound_of, plan, private_sketch, unit_sums, unit_vectors
+from medistill.probes import GRID as SKETCH_GRID
+from medistill.probes import SketchSpec, all_spreads, probe
 from medistill.records import load_state, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import Card, RealSet, normalized_by
-from medistill.sketch import GRID as SKETCH_GRID
-from medistill.sketch import Sketch, SketchSpec, all_spreads, merge, probe, sketch
+from medistill.sketch import Sketch, merge, sketch
 
 SMALL = ConvNet(2, 4)
 SPEC = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=2, frequencies=4)
@@ -312,7 +313,7 @@ def test_a_unit_of_images_instead_of_patients_is_caught() -> None:
 def test_whatever_a_network_says_of_an_image_the_bound_holds(
     fault: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medistill.sketch import Probe
+    from medistill.probes import Probe
 
     honest = Probe.of_images
 

@@ -27,10 +27,11 @@ from medistill.methods.cosine import images_of, series, weights
 from medistill.methods.sketch import FromSketch
 from medistill.optim import adam_
 from medistill.pixels import tiles_of
+from medistill.probes import GRID, SketchSpec, probe, spreads_of, waves
 from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import RealSet, normalized_by
-from medistill.sketch import GRID, Sketch, SketchSpec, merge, probe, sketch, spreads_of, waves
+from medistill.sketch import Sketch, merge, sketch
 
 REAL = load("phantom:n=90,size=16,classes=3").train
 SMALL = ConvNet(2, 8)

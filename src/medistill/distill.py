@@ -114,12 +114,13 @@ def check(method: Method, task: Task) -> None:
             f"found a sketch for {method.name}; expected images: use --method sketch, or give the "
             "data itself"
         )
-    if task.sketch is not None and method.start != "noise":
+    held = () if task.sketch is None or task.sketch.moments is None else ("class-mean",)
+    if task.sketch is not None and method.start not in ("noise", *held):
         raise UsageError(
             f"found start {method.start!r} for a sketch, which holds no images to start from; "
-            "expected noise: leave out --start"
+            "expected noise: leave out --start (or class-mean, of a sketch made with --moments 8)"
         )
-    if method.start == "class-mean" and card.task != "multi-label":
+    if method.start == "class-mean" and card.task != "multi-label" and task.sketch is None:
         check_means(task)
     task.backbone.build(card, Rng(0).at("check"))
     if task.compute.compile:

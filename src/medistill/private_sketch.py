@@ -27,10 +27,11 @@ from .privacy import (
     epsilon_of,
     noise_of,
 )
+from .probes import GRID as SKETCH_GRID
+from .probes import Probe, SketchSpec, all_spreads, check_backbone, probe
 from .progress import progress
 from .sets import GIVEN, RealSet
-from .sketch import GRID as SKETCH_GRID
-from .sketch import Probe, Sketch, SketchSpec, all_spreads, check_backbone, probe, shape_of
+from .sketch import Sketch, shape_of
 
 CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
 SHARD = 2**25  # whole numbers of unit vectors at once
@@ -94,7 +95,17 @@ def plan(
     return Plan(guarantee, signals, _advice(spec, guarantee, signals, width))
 
 
+def _check_bounded(spec: SketchSpec) -> None:
+    """Refuse what the bound of a patient's vector does not hold for."""
+    if spec.moments:
+        raise UsageError(
+            f"found moments {spec.moments} in a private sketch; expected 0: no noise is made for "
+            "them, so leave --moments out"
+        )
+
+
 def _promise(spec: SketchSpec, epsilon: float, delta: float, unit: Unit) -> Guarantee:
+    _check_bounded(spec)
     noise = noise_of(epsilon, delta)
     return Guarantee(epsilon, delta, unit, noise, bound_of(spec.networks), noise)
 
@@ -195,6 +206,7 @@ def released(
     No ledger is asked here. Noisy counts are rounded, and no less than 1; the digest of the data is
     left out.
     """
+    _check_bounded(spec)
     k, networks, width = shape_of(real.card, spec)
     spreads = all_spreads(spec, real.card)
     clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)

@@ -1,69 +1,34 @@
 """Sketches: sums over a set from which images are distilled without it."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .augment import Augmentation, Draw
-from .backbones import Backbone, Network, from_spec, level_sizes
+from .augment import Augmentation
+from .backbones import Backbone, from_spec
 from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
-from .features import extract, extract_fast, fixed, read_size
+from .features import read_size
+from .moments import moments_of, moments_shape, possible
 from .privacy import Guarantee, check_promise, weakest
+from .probes import GRID, SketchSpec, all_spreads, check_backbone, probe
 from .progress import progress
-from .records import Json, State, canonical, digest, from_record, load_state, save_state, to_record
-from .rng import Rng
+from .records import Json, State, digest, from_record, load_state, save_state, to_record
 from .sets import Card, RealSet, normalized_by
 
 FORMAT = "medistill sketch 1"
-# Sums are counted in steps of 2^-30: whole numbers add up to the same in every order.
-GRID = 2**30
-NOISE_IMAGES = 64
 MOST_PIXELS = 2**26  # of one image; a file that asks for more is refused
 MOST_PARAMETERS = 2**28
 MOST_NUMBER = 2**12  # of layers, channels and the like
-PROBES = 32  # kept in memory: drawing frequencies anew would cost a step as much as its images
-SETTINGS = ("networks", "frequencies", "scale", "layers")
+SETTINGS = ("networks", "frequencies", "scale", "layers", "moments")
 HERE = Here()
-
-
-@dataclass(frozen=True)
-class SketchSpec:
-    """What a sketch asks of an image; two sketches can be added where all of this is equal.
-
-    `networks` random networks of one backbone, each with one draw of augmentation, and for each of
-    its stages (or its features alone: `layers`) `frequencies` random frequencies of size `scale`;
-    all follow from `seed`, which is public.
-    """
-
-    backbone: Json
-    augmentation: Json
-    networks: int = 20
-    frequencies: int = 512
-    scale: float = 0.5
-    layers: Literal["all", "last"] = "all"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("networks", "frequencies", "scale"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"found {name} {getattr(self, name)}; expected more than 0")
-        if self.layers not in ("all", "last"):
-            raise UsageError(f"found layers {self.layers!r}; expected all or last")
-
-    def sizes(self, card: Card) -> tuple[int, ...]:
-        """Return the length of each level that is looked at, for images of a card."""
-        sizes = level_sizes(from_spec(self.backbone), card.channels, card.shape)
-        return sizes if self.layers == "all" else sizes[-1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +40,8 @@ class Sketch:
     image adds a vector of norm 1 for each of the networks; counts[c] is the number of images.
     Shapes: sums int64 [k, networks, 2 J L]; counts int64 [k]; spreads float64 [networks, L], the
     constants that `spreads_of` gives. With `privacy` sums and counts are noisy, and one patient
-    adds the mean of its images' vectors.
+    adds the mean of its images' vectors. `moments` int64 [k, 1 + d, d] is what `moments_of` gives,
+    where the spec asks for it.
     """
 
     spec: SketchSpec
@@ -84,11 +50,13 @@ class Sketch:
     counts: Tensor
     spreads: Tensor
     privacy: Guarantee | None = None
+    moments: Tensor | None = None
 
     @property
     def state(self) -> State:
         """The tensors, as they are saved."""
-        return {"sums": self.sums, "counts": self.counts, "spreads": self.spreads}
+        held = {"sums": self.sums, "counts": self.counts, "spreads": self.spreads}
+        return held if self.moments is None else held | {"moments": self.moments}
 
     @property
     def backbone(self) -> Backbone:
@@ -132,7 +100,8 @@ class Sketch:
             privacy = None if held is None else from_record(Guarantee, held)
             if privacy is not None:
                 check_promise(privacy, spec.networks)
-            found = Sketch(spec, card, state["sums"], state["counts"], state["spreads"], privacy)
+            sums, counts, spreads = (state[name] for name in ("sums", "counts", "spreads"))
+            found = Sketch(spec, card, sums, counts, spreads, privacy, state.get("moments"))
         except (KeyError, TypeError, UsageError) as error:
             raise DataError(f"{path} is no whole sketch ({error}); expected one") from None
         found._check(path)
@@ -162,6 +131,20 @@ class Sketch:
             bound = bound + 20 * self.privacy.added * self.privacy.bound  # 20 deviations
         if (most > bound * (1 + 1e-6)).any():
             raise DataError(f"{path}: found sums beyond what its counts allow; expected a sketch")
+        self._check_moments(path)
+
+    def _check_moments(self, path: Path) -> None:
+        size = self.spec.moments
+        if not size and self.moments is None:
+            return
+        shape = (len(self.card.classes), *moments_shape(self.card, size))
+        held = self.moments
+        if held is None or held.dtype != torch.int64 or tuple(held.shape) != shape:
+            raise DataError(f"{path}: found no moments of its classes; expected int64 {shape}")
+        if self.privacy is not None:
+            raise DataError(f"{path}: found moments in a private sketch, which has none")
+        if not possible(held, self.counts):
+            raise DataError(f"{path}: found moments beyond what its counts allow")
 
     def _check_spec(self, path: Path) -> None:
         """Refuse what cannot be computed with, before a network is built of it."""
@@ -184,114 +167,9 @@ class Sketch:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """One network of a sketch with its draw and, for each level, its frequencies [d, J]."""
-
-    network: Network
-    augmentation: Augmentation
-    draw: Draw
-    frequencies: list[Tensor]
-
-    def of(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors [n, 2 J L] of normalized images, with a gradient."""
-        seen = self.augmentation.apply(images, self.draw)
-        return waves(extract(self.network, seen, compute, levels=True), self.frequencies)
-
-    def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
-
-        Blocks have one size: what is computed of an image does not depend on how many others there
-        are (where widths leave vector lanes no rest; else but for last bits).
-        """
-        found = self.of_images(images, compute)
-        if not bool(found.isfinite().all()):
-            raise DataError("found features that are not finite; expected finite pixels")
-        return (found.double() * GRID).round().long()
-
-    def of_images(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors of images [n, 2 J L] without a gradient, in blocks of one size."""
-        seen = self.augmentation.apply(images, self.draw)
-        features = extract_fast(self.network, seen, compute, levels=True, fill=True)
-        blocks = compute.blocks(features, fill=True)
-        return torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
-
-
 def mean_of(sums: Tensor, counts: Tensor) -> Tensor:
     """Return the mean vectors of sums [k, ...] on the grid over counts [k], float32."""
     return (sums.double() / GRID / counts.double().view(-1, *[1] * (sums.ndim - 1))).float()
-
-
-def waves(features: Tensor, frequencies: Sequence[Tensor]) -> Tensor:
-    """Return [cos(t_j . phi_l), sin(t_j . phi_l)]_jl / sqrt(J L): rows of norm 1.
-
-    `features` [n, d] ends with the levels phi_l side by side; each has its frequencies [d_l, J].
-    """
-    sizes = [t.shape[0] for t in frequencies]
-    levels = features[:, -sum(sizes) :].split(sizes, 1)
-    phases = torch.cat([level @ t for level, t in zip(levels, frequencies, strict=True)], 1)
-    return torch.cat([phases.cos(), phases.sin()], 1) / math.sqrt(phases.shape[1])
-
-
-def check_backbone(spec: SketchSpec, card: Card) -> None:
-    """Refuse a backbone that does not see each image of a card alone.
-
-    Raises: UsageError when it is unknown, mixes the images of a batch, or does not fit the images.
-    """
-    backbone = from_spec(spec.backbone)
-    if backbone.build(card, Rng(0).at("check")).mixes_images:
-        raise UsageError(
-            f"found {backbone.name}, whose features of an image depend on its batch; expected "
-            "another norm for a sketch: use instance norm"
-        )
-
-
-def spreads_of(spec: SketchSpec, card: Card, number: int) -> list[float]:
-    """Return the root mean square distance of two noise images at each level, three digits.
-
-    Noise images stand in for real ones, so that frequencies tell nothing about patients; three
-    digits, so that another machine's last bit does not become another frequency.
-    """
-    at = Rng(spec.seed).child("sketch", number)
-    network = from_spec(spec.backbone).build(card, at.at("network"))
-    sizes = spec.sizes(card)
-    noise = torch.randn((NOISE_IMAGES, card.channels, *card.shape), generator=at.at("noise images"))
-    found = extract_fast(network, noise, levels=True)[:, -sum(sizes) :]
-    levels = found.double().split(sizes, 1)
-    return [float(f"{float(level.var(0).sum().mul(2).sqrt()):.3g}") for level in levels]
-
-
-def all_spreads(spec: SketchSpec, card: Card) -> Tensor:
-    """Return the spreads of all networks, float64 [networks, L]."""
-    rows = [spreads_of(spec, card, number) for number in range(spec.networks)]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def probe(
-    spec: SketchSpec, card: Card, number: int, spreads: Tensor, device: torch.device
-) -> Probe:
-    """Return the network `number` of a sketch, rebuilt from the public seed or still remembered.
-
-    Frequencies of a level are N(0, (scale / spread)^2).
-    """
-    return _probe(canonical(to_record(spec)), card, number, tuple(spreads.tolist()), device)
-
-
-@lru_cache(maxsize=PROBES)
-def _probe(
-    record: bytes, card: Card, number: int, spreads: tuple[float, ...], device: torch.device
-) -> Probe:
-    spec = from_record(SketchSpec, json.loads(record))
-    at = Rng(spec.seed).child("sketch", number)
-    network = from_spec(spec.backbone).build(card, at.at("network"))
-    generator = at.at("frequencies")
-    frequencies = [
-        torch.randn((size, spec.frequencies), generator=generator) * (spec.scale / spread)
-        for size, spread in zip(spec.sizes(card), spreads, strict=True)
-    ]
-    augmentation = from_record(Augmentation, spec.augmentation)
-    draw = augmentation.draw(1, card.shape, at.at("augment"))
-    return Probe(fixed(network.to(device)), augmentation, draw, [t.to(device) for t in frequencies])
 
 
 def sketch(
@@ -333,11 +211,13 @@ def sketch(
     shards = (real.take(part) for part in torch.arange(len(real)).split(size))
     counts = torch.tensor([len(members) for members in real.by_class])
     sums = torch.zeros(shape_of(card, spec), dtype=torch.int64)
+    moments = torch.zeros((len(counts), *moments_shape(card, spec.moments)), dtype=torch.int64)
     with progress("sketch", len(real)) as advance:
-        for shard, part in enumerate(engine.map(task, shards)):
+        for shard, (part, more) in enumerate(engine.map(task, shards)):
             sums += part
+            moments += more
             advance(min(size, len(real) - shard * size))
-    return Sketch(spec, card, sums, counts, spreads)
+    return Sketch(spec, card, sums, counts, spreads, None, moments if spec.moments else None)
 
 
 def shape_of(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
@@ -345,14 +225,17 @@ def shape_of(card: Card, spec: SketchSpec) -> tuple[int, int, int]:
     return len(card.classes), spec.networks, 2 * spec.frequencies * len(spec.sizes(card))
 
 
-def _sums(real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute) -> Tensor:
-    """Return the sums of a few images: they are read once and seen by all networks."""
+def _sums(
+    real: RealSet, *, spec: SketchSpec, spreads: Tensor, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """Return sums and moments of a few images: they are read once and seen by all networks."""
     sums = torch.zeros(shape_of(real.card, spec), dtype=torch.int64, device=real.device)
     images = real.normalized(torch.arange(len(real)))
     for number in range(spec.networks):
         way = probe(spec, real.card, number, spreads[number], real.device)
         sums[:, number].index_add_(0, real.labels, way.on_grid(images, compute))
-    return sums.cpu()
+    moments = moments_of(images, real.labels, len(real.card.classes), spec.moments)
+    return sums.cpu(), moments.cpu()
 
 
 def merge(sketches: Sequence[Sketch]) -> Sketch:
@@ -385,7 +268,9 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
     card = dataclasses.replace(first.card, name=name, digest=whole)
     sums = torch.stack([part.sums for part in sketches]).sum(0)
     counts = torch.stack([part.counts for part in sketches]).sum(0)
-    return Sketch(first.spec, card, sums, counts, first.spreads, promised)
+    held = [part.moments for part in sketches if part.moments is not None]
+    moments = torch.stack(held).sum(0) if held else None
+    return Sketch(first.spec, card, sums, counts, first.spreads, promised, moments)
 
 
 def _promise(sketch: Sketch) -> Json:

@@ -22,6 +22,7 @@ from ..pictures import png, sheet
 from ..pixels import denormalize
 from ..prepare import prepared
 from ..privacy import Guarantee, Unit
+from ..probes import SketchSpec
 from ..records import (
     Json,
     digest,
@@ -34,7 +35,6 @@ from ..records import (
 )
 from ..rng import Rng
 from ..sets import RealSet, Splits, SyntheticSet
-from ..sketch import SketchSpec
 from ..train import CPU, RealImages, fit
 from .affordable import affordable, copying, in_time
 from .attributes import attributes, subgroups

@@ -23,10 +23,11 @@ from ..methods.base import labels_at, recipe_of
 from ..model import train
 from ..privacy import Guarantee
 from ..private_sketch import released
+from ..probes import SketchSpec
 from ..progress import progress
 from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
-from ..sketch import SketchSpec, sketch
+from ..sketch import sketch
 from .curves import LEVEL, Array, Curve, clustered
 from .signals import Bools, Integers, calibrated, lira, nearness, rmia, sureness
 

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..privacy import Guarantee, Unit
     from ..private_sketch import Plan
+    from ..probes import SketchSpec
     from ..records import Json
     from ..sets import Card, RealSet
-    from ..sketch import Sketch, SketchSpec
+    from ..sketch import Sketch
 
 # Noise grows with the root of their number, so a private sketch looks at less.
 PRIVATE: dict[str, Any] = {"networks": 10, "frequencies": 128, "scale": 1.0, "layers": "last"}

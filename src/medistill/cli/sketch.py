@@ -39,9 +39,10 @@ from .private import (
 )
 
 if TYPE_CHECKING:
+    from ..probes import SketchSpec
     from ..records import Json
     from ..sets import RealSet
-    from ..sketch import Sketch, SketchSpec
+    from ..sketch import Sketch
 
 Networks = Annotated[
     int | None,
@@ -62,6 +63,13 @@ Layers = Annotated[
     Literal["all", "last"] | None,
     typer.Option(
         help="Look at what all stages of a network give, or at the last alone; last with --epsilon."
+    ),
+]
+Moments = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep mean and covariance of each class at so many of the lowest frequencies along "
+        "each axis (8 is plenty), for distill --start class-mean; not with --epsilon."
     ),
 ]
 Epsilon = Annotated[
@@ -113,6 +121,7 @@ def sketch(
     frequencies: Frequencies = None,
     scale: Scale = None,
     layers: Layers = None,
+    moments: Moments = None,
     augment: Augment = "all",
     no_flip: NoFlip = False,
     mean: Mean = None,
@@ -148,6 +157,7 @@ def sketch(
     source = optioned(source, window=window, spacing=spacing)
     real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
     asked = {"networks": networks, "frequencies": frequencies, "scale": scale, "layers": layers}
+    asked["moments"] = moments
     spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, seed)
     way = _Way(precision, workers, compile)
     if epsilon is None:
@@ -243,8 +253,8 @@ def _spec(
     """Return what the sketch is made of; a private one looks at less unless it is asked for."""
     from ..backbones import backbone as read_backbone
     from ..backbones import to_spec
+    from ..probes import SketchSpec
     from ..records import to_record
-    from ..sketch import SketchSpec
 
     augmentation = read_augmentation(*augment)
     if not real.card.flips:

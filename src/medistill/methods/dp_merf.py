@@ -11,10 +11,11 @@ from torch.func import functional_call
 from ..backbones import Linear, refresh, to_spec
 from ..optim import adam_
 from ..pixels import normalize
+from ..probes import SketchSpec, probe
 from ..records import State, to_record
 from ..rng import Rng
 from ..sets import Start, SyntheticSet
-from ..sketch import SketchSpec, mean_of, probe
+from ..sketch import mean_of
 from .base import Log, Task, one_hot
 from .sketch import Sketched
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..backbones import to_spec
-from ..errors import UsageError
+from ..errors import RunRefused, UsageError
+from ..moments import images_like
 from ..optim import adam_
 from ..pixels import mosaic_of, tiles_of
+from ..probes import Probe, SketchSpec, check_backbone, probe
 from ..records import Json, State, to_record
 from ..rng import Rng
 from ..sets import Start, SyntheticSet
-from ..sketch import SETTINGS, SketchSpec, check_backbone, mean_of, probe
+from ..sketch import SETTINGS, mean_of
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
 from .cosine import images_of, series, weights
@@ -57,7 +59,9 @@ class FromSketch(Sketched):
     IDC (arXiv 2205.14959).
     Departures: not from a paper. Frequencies and networks are fixed, so the real side is a sum
     that was made once; a sketch file carries its own networks, frequencies, scale and layers.
-    Noise is smooth in the same way, and a fifth of the data's standard deviation. Each network has
+    Noise is smooth in the same way, and a fifth of the data's standard deviation. With `moments` a
+    start from class means draws images of the Gaussian that has each class's mean and covariance at
+    its lowest cosine frequencies (`images_like`): both are sums in the sketch. Each network has
     one draw of the augmentation, which both sides see, in place of an expectation over draws.
     """
 
@@ -67,6 +71,7 @@ class FromSketch(Sketched):
     frequencies: int = 512
     scale: float = 0.5
     layers: Literal["all", "last"] = "all"
+    moments: int = 0
     smooth: float = 1.5
     factor: int = 2
     start: Start = "noise"
@@ -106,6 +111,7 @@ class FromSketch(Sketched):
             self.frequencies,
             self.scale,
             self.layers,
+            moments=self.moments,
         )
 
     def init(self, task: Task, rng: Rng) -> State:
@@ -113,6 +119,9 @@ class FromSketch(Sketched):
         if self.start == "noise":
             state = started(task, self.start, rng)
             images = NOISE * self._smoothed(series(state["images"]))
+        elif self.start == "class-mean" and self.moments:
+            state = started(task, "noise", rng)
+            images = mosaic_of(self._drawn(task, rng), self.factor)
         else:
             state = started(task, self.start, rng, self.factor ** len(task.real.card.shape))
             images = mosaic_of(state["images"], self.factor)
@@ -122,26 +131,48 @@ class FromSketch(Sketched):
 
     def step(self, state: State, task: Task, rng: Rng) -> tuple[State, Log]:
         """Match the next network's part of the sketch."""
-        step = int(state["step"])
-        spec, held = self.spec(task), task.prepared
-        number = step % spec.networks
-        card, device = task.real.card, task.real.device
-        target = mean_of(held["sums"][:, number], held["counts"]).to(device)
-        way = probe(spec, card, number, held["spreads"][number], device)
+        step, held = int(state["step"]), task.prepared
+        number = step % len(held["spreads"])
+        target = mean_of(held["sums"][:, number], held["counts"]).to(task.real.device)
+        way = self.way(task, number)
         images = state["images"].clone().requires_grad_()
         own = way.of(tiles_of(images, self.factor), task.compute)
-        each = self.factor ** len(card.shape)
+        each = self.factor ** len(task.real.card.shape)
         parts = own.split([count * each for count in task.counts])
         means = torch.stack([part.mean(0) for part in parts])
         loss = (means - target).square().sum()
         (gradient,) = torch.autograd.grad(loss, images)
-        lr = self.lr_images * (1 + math.cos(math.pi * step / self.iterations)) / 2
-        return self._moved(state, gradient, lr), {"loss": float(loss.detach())}
+        return self._moved(state, gradient, self.rate(step)), {"loss": float(loss.detach())}
+
+    def way(self, task: Task, number: int) -> Probe:
+        """Return a network of the sketch with its draw and frequencies."""
+        spreads = task.prepared["spreads"][number]
+        return probe(self.spec(task), task.real.card, number, spreads, task.real.device)
+
+    def rate(self, step: int) -> float:
+        """Return Adam's rate, which falls along half a cosine."""
+        return self.lr_images * (1 + math.cos(math.pi * step / self.iterations)) / 2
 
     def finish(self, state: State, task: Task, rng: Rng) -> SyntheticSet:
         """Return the set; its recipe says how many tiles an image holds."""
         made = super().finish(state, task, rng)
         return replace(made, recipe=replace(made.recipe, factor=self.factor))
+
+    def _drawn(self, task: Task, rng: Rng) -> Tensor:
+        """Return images for each tile, drawn from the moments of its class."""
+        held, card = task.prepared, task.real.card
+        counts = held["counts"].tolist()
+        if min(counts) < 2:
+            raise RunRefused(
+                f"found {min(counts)} image of class {card.classes[counts.index(min(counts))]!r}; "
+                "expected 2 or more, because the mean of one is that image: start from noise"
+            )
+        each, generator = self.factor ** len(card.shape), rng.at("start", "moments")
+        parts = [
+            images_like(moments, known, count * each, card, generator)
+            for moments, known, count in zip(held["moments"], counts, task.counts, strict=True)
+        ]
+        return torch.cat(parts).to(task.real.device)
 
     def _moved(self, state: State, gradient: Tensor, lr: float) -> State:
         """Return the state after one step of Adam on the weighted series of the images."""
