@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from medistill.errors import UsageError
-from medistill.tracking import tracker
+from medistill.errors import RunRefused, UsageError
+from medistill.tracking import MLflow, tracker
 
 READ_EVENTS = """
 import json, sys
@@ -148,3 +148,17 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     from medistill.tracking import _finite
 
     assert _finite({"a": 1, "b": math.nan, "c": math.inf}) == {"a": 1.0}
+
+
+def test_a_store_that_goes_away_ends_a_run_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    told = tracker(f"mlflow:{tmp_path / 'runs.db'}", "one", {"method": "dm"})
+    assert isinstance(told, MLflow)
+    told.step(1, {"loss": 0.5})
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ConnectionError("connection refused\nand more")
+
+    told.client.log_batch = gone
+    with pytest.raises(RunRefused, match=r"runs\.db \(connection refused\); expected a database"):
+        told.end({"accuracy": 0.5})

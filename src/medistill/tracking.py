@@ -3,7 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,26 @@ class MLflow(Tracker):
         self.metric, self.written = entities.Metric, time.monotonic()
         self.waiting: list[Any] = []
         uri = store if "://" in store else f"sqlite:///{Path(store).expanduser().resolve()}"
-        try:
+        self.store, self.errors = store, (mlflow.exceptions.MlflowException, OSError)
+        params = [entities.Param(key, str(value)[:LONGEST]) for key, value in facts.items()]
+        with self._reached():
             self.client = mlflow.MlflowClient(tracking_uri=uri)
             held = self.client.get_experiment_by_name(EXPERIMENT)
             number = held.experiment_id if held else self.client.create_experiment(EXPERIMENT)
             self.run = self.client.create_run(number, run_name=name).info.run_id
-        except mlflow.exceptions.MlflowException as error:
+            self.client.log_batch(self.run, params=params)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """End the run in one line where the store is not there, or no longer: it can be resumed."""
+        try:
+            yield
+        except self.errors as error:
+            said = (str(error).splitlines() or ["no answer"])[0]
             raise RunRefused(
-                f"could not write to the MLflow store {store} ({str(error).splitlines()[0]}); "
-                "expected a database file or the address of a server"
+                f"could not write to the MLflow store {self.store} ({said}); expected a database "
+                "file or the address of a server"
             ) from None
-        params = [entities.Param(key, str(value)[:LONGEST]) for key, value in facts.items()]
-        self.client.log_batch(self.run, params=params)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Keep the numbers of one step, and write them with others."""
@@ -80,15 +89,17 @@ class MLflow(Tracker):
             self._write()
 
     def _write(self) -> None:
-        for start in range(0, len(self.waiting), 1000):  # as many as a batch may hold
-            self.client.log_batch(self.run, metrics=self.waiting[start : start + 1000])
+        with self._reached():
+            for start in range(0, len(self.waiting), 1000):  # as many as a batch may hold
+                self.client.log_batch(self.run, metrics=self.waiting[start : start + 1000])
         self.waiting, self.written = [], time.monotonic()
 
     def end(self, scores: Mapping[str, float], finished: bool = True) -> None:
         """Write the scores and close the run."""
         self.step(0, {f"score.{key}": value for key, value in scores.items()})
         self._write()
-        self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
+        with self._reached():
+            self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
 
 
 def check_track(text: str) -> None:
