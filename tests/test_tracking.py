@@ -150,6 +150,7 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     assert _finite({"a": 1, "b": math.nan, "c": math.inf}) == {"a": 1.0}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of mlflow's own libraries
 def test_a_store_that_goes_away_ends_a_run_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     told = tracker(f"mlflow:{tmp_path / 'runs.db'}", "one", {"method": "dm"})
