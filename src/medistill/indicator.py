@@ -223,17 +223,16 @@ class Indicator:
         arms = ((method, ipc), ("random", ipc), ("full", 0))
         if not all(self.knows(*arm) for arm in arms):
             return None
-        value = _share(*(self.predict(measured, *arm, "accuracy").mean for arm in arms))
+        own, base, top = (self.predict(measured, *arm, "accuracy").mean for arm in arms)
         known = [one for one in self.examples if all(i in one.reached.get(m, {}) for m, i in arms)]
         told = _share(*(self._told(known, *arm, "accuracy") for arm in arms))
         reached = [reached_by(known, *arm, "accuracy") for arm in arms]
         errors = np.abs(told - _share(*reached))[reached[2] - reached[1] >= least]
         errors = errors[np.isfinite(errors)]
-        top, base = (self.predict(measured, *arm, "accuracy").mean for arm in (arms[2], arms[1]))
         if top - base < least or len(errors) < LEAST:
             return None
-        half = conformal(errors)
-        return Score(float(value), float(value) - half, float(value) + half, len(errors))
+        value, half = float(_share(own, base, top)), conformal(errors)
+        return Score(value, value - half, value + half, len(errors))
 
     def strange(self, measured: Json, ipc: int) -> list[str]:
         """Return the inputs in which a dataset lies outside all examples."""
