@@ -45,14 +45,40 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_blocks_are_cut_and_filled_up_only_for_compiled_code() -> None:
-    x, y = torch.arange(2 * BLOCK + 3), torch.arange(2 * BLOCK + 3) + 1
+    x, y = torch.arange(10 * BLOCK + 3), torch.arange(10 * BLOCK + 3) + 1
     plain = list(PLAIN.blocks(x, y))
-    assert [len(a) for a, _ in plain] == [BLOCK, BLOCK, 3]
+    assert [len(a) for a, _ in plain] == [*[BLOCK] * 10, 3]
     assert torch.equal(torch.cat([b for _, b in plain]), y)
     filled = list(COMPILED.blocks(x, y))
-    assert [len(a) for a, _ in filled] == [BLOCK] * 3
+    assert [len(a) for a, _ in filled] == [BLOCK] * 11
     assert torch.equal(torch.cat([a for a, _ in filled])[: len(x)], x)
     assert not filled[-1][1][3:].any()
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (20, [20]),
+        (BLOCK, [BLOCK]),
+        (BLOCK + 1, [17, 17]),  # 34 rows in place of 64
+        (50, [25, 25]),
+        (2 * BLOCK - 3, [BLOCK, BLOCK]),  # 3 of 64 rows are empty: no reason to compile anew
+        (100, [25] * 4),
+        (150, [BLOCK] * 5),
+        (1000, [BLOCK] * 32),
+        (0, []),
+    ],
+)
+def test_compiled_blocks_are_even_where_filling_up_would_be_dear(
+    count: int, sizes: list[int]
+) -> None:
+    x = torch.arange(count)
+    found = list(COMPILED.blocks(x))
+    assert [len(a) for (a,) in found if count] == sizes
+    assert all(len(a) <= BLOCK for (a,) in found)
+    assert torch.equal(torch.cat([x[:0], *(a for (a,) in found)])[:count], x)
+    # What must not depend on how many images there are keeps its one size.
+    assert {len(a) for (a,) in COMPILED.blocks(x, fill=True)} <= {BLOCK}
 
 
 @pytest.mark.parametrize(

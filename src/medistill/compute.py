@@ -68,13 +68,16 @@ class Compute:
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield blocks of equally long tensors that fit the cache (or one block of all).
 
-        A compiled path knows few sizes, so there the last block is filled up with zeros. With
-        `fill` every block has the same size however few images there are, so that what is
-        computed of an image does not depend on how many others there are.
+        A compiled path knows few sizes, so there the last block is filled up with zeros; where that
+        would be more than a tenth of all, blocks are even instead. With `fill` every block has the
+        same size however many images there are, so that what is computed of an image does not
+        depend on how many others there are.
         """
         size = len(tensors[0]) if whole else block_size(tensors[0])
         if fill and not whole:
             size = full_block(tensors[0])
+        elif self.compile:
+            size = _even(len(tensors[0]), size)
         for block in zip(*(tensor.split(size) for tensor in tensors), strict=True):
             missing = size - len(block[0])
             if missing and (self.compile or fill):
@@ -102,6 +105,12 @@ def require_compiler() -> None:
             "found no C++ compiler with Python's headers; expected g++ (or $CXX) and python3-dev "
             "for --compile on: install them, or use --compile auto"
         )
+
+
+def _even(count: int, size: int) -> int:
+    """Return the size of blocks, smaller than `size` where filling up the last would be dear."""
+    number = -(-count // max(size, 1))
+    return size if number * size <= 1.1 * count else -(-count // number)
 
 
 def full_block(images: Tensor) -> int:
