@@ -84,7 +84,7 @@ COMPUTE = Compute("bfloat16", compile=True)
 # DC and DSA) where a run of them fits 20 minutes, else a fraction.
 STEPS = {
     ("dm", "pneumoniamnist"): {1: 20_000, 10: 20_000, 50: 200},
-    ("dm", "mednist"): {1: 200, 10: 300, 50: 60},
+    ("dm", "mednist"): {1: 200, 10: 1000, 50: 60},
     ("dm", "breastmnist"): {1: 20_000, 10: 20_000, 50: 100},
     ("gradient", "pneumoniamnist"): {1: 1000, 10: 200, 50: 15},
     ("gradient", "mednist"): {1: 1000, 10: 40, 50: 5},
