@@ -63,7 +63,8 @@ def test_blocks_are_cut_and_filled_up_only_for_compiled_code() -> None:
         (BLOCK + 1, [17, 17]),  # 34 rows in place of 64
         (50, [25, 25]),
         (2 * BLOCK - 3, [BLOCK, BLOCK]),  # 3 of 64 rows are empty: no reason to compile anew
-        (100, [25] * 4),
+        (70, [24] * 3),
+        (100, [BLOCK] * 4),  # a short batch at an epoch's end compiles nothing anew
         (150, [BLOCK] * 5),
         (1000, [BLOCK] * 32),
         (0, []),

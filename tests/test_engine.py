@@ -122,7 +122,10 @@ from medistill.engine import Processes
 """
 
 
-@pytest.mark.parametrize("guard", ["", "if True: ", "if __name__ == '__main__': "])
+GUARDED = "if __name__ == '__main__': "
+
+
+@pytest.mark.parametrize("guard", ["", "if True: ", GUARDED, "__name__ == '__main__' and "])
 def test_a_script_that_each_worker_would_run_again_is_one_line(tmp_path: Path, guard: str) -> None:
     script = tmp_path / "of" / "script.py"
     script.parent.mkdir()

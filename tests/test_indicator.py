@@ -31,7 +31,7 @@ from medistill.indicator import (
     load_indicator,
     to_json,
 )
-from medistill.judge import _judged, coverage_of, fit, flipped, permuted, predictions_of
+from medistill.judge import _joined, _judged, coverage_of, fit, flipped, permuted, predictions_of
 from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.plan import Data, Study
@@ -126,8 +126,9 @@ def test_where_there_is_nothing_to_tell_the_seeds_correlation_is_about_zero() ->
 def test_families_keep_one_sign() -> None:
     better, worse = np.array([0.1, 0.1, 0.3, 0.3]), np.array([0.2, 0.4, 0.2, 0.4])
     groups = [("a",), ("a",), ("b",), ("b", "c")]
-    gains = [0.4, -0.1, 0.1]
-    signs = list(itertools.product([-1, 1], repeat=3))
+    gains = [0.4, 0.0]
+    assert _joined([("a",), ("b",), ("c",), ("c", "a"), ("d",)]) == [[0, 2, 3], [1], [4]]
+    signs = list(itertools.product([-1, 1], repeat=2))
     exact = np.mean([np.dot(sign, gains) >= sum(gains) - 1e-12 for sign in signs])
     assert flipped(better, worse, groups=groups) == pytest.approx(exact)
 
@@ -140,7 +141,13 @@ def test_studies_that_cannot_be_judged_say_so_in_one_line() -> None:
     with pytest.raises(RunRefused, match=r"found 3 datasets .* of one method and budget"):
         fit(apart, "toy")
     alike = [one._replace(families=("one",)) for one in examples(9)]
+    with pytest.raises(RunRefused, match="of one family alone"):
+        fit(alike, "toy")
     made = Indicator(tuple(alike), SEED, {}, "toy")
+    two = [one._replace(families=(f"f{n % 2}",)) for n, one in enumerate(examples(8))]
+    told = _judged(two, ("accuracy", SEED))[0]["budgets"]["1"]
+    assert told["family_error"] is not None
+    assert told["coverage"] is None  # of four others none can be left out: no interval, not 100%
     assert _judged(alike, ("accuracy", SEED))[0]["budgets"]["1"]["family_error"] is None
     assert made.predict(measured(0.5), "dm", 1, "auc").low == 0.0
     flat = measured(0.5, fisher=math.inf)

@@ -18,11 +18,13 @@ from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import Task
+from medistill.methods.dp_merf import DPMERF
 from medistill.methods.sketch import FromSketch
 from medistill.moments import (
     BLOCK,
     MOST,
     STEPS,
+    check_moments,
     coefficients_of,
     images_like,
     moments_of,
@@ -38,7 +40,7 @@ from medistill.rng import Rng
 from medistill.sets import RealSet, normalized_by
 from medistill.sketch import Sketch, merge, sketch
 
-REAL = load("phantom:n=90,size=16,classes=3").train
+REAL = load("phantom:n=180,size=16,classes=3").train
 SMALL = ConvNet(2, 8)
 
 
@@ -84,13 +86,13 @@ def test_coefficients_do_not_depend_on_the_resolution() -> None:
 
 
 def test_moments_are_sums_over_each_class_and_exact_in_every_order() -> None:
-    images = REAL.normalized(torch.arange(90))
+    images = REAL.normalized(torch.arange(180))
     found = moments_of(images, REAL.labels, 3, 3)
     rows = coefficients_of(images, 3)
     for c, members in enumerate(REAL.by_class):
         assert torch.equal(found[c, 0], rows[members].sum(0))
         assert torch.equal(found[c, 1:], sum(torch.outer(row, row) for row in rows[members]))
-    order = torch.randperm(90, generator=generator())
+    order = torch.randperm(180, generator=generator())
     assert torch.equal(moments_of(images[order], REAL.labels[order], 3, 3), found)
     parts = [moments_of(images[part], REAL.labels[part], 3, 3) for part in order.split(7)]
     assert torch.equal(sum(parts), found)  # type: ignore[arg-type]
@@ -144,7 +146,7 @@ def test_a_start_from_class_means_needs_no_image(tmp_path: Path) -> None:
     # Tiles of a class are drawn from its moments and from no others.
     assert held.moments is not None
     each = Rng(3).at("start", "moments")
-    wanted = [images_like(m, 30, 8, REAL.card, each) for m in held.moments]
+    wanted = [images_like(m, 60, 8, REAL.card, each) for m in held.moments]
     std = REAL.card.std[0]
     pixels = mosaic_of(torch.cat(wanted), 2) * std + REAL.card.mean[0]
     assert torch.allclose(made.images, pixels, atol=1e-5)
@@ -158,16 +160,28 @@ def test_moments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         distill(method, task, seed=0)
     with pytest.raises(UsageError, match=f"expected 0 to {MOST_MOMENTS}"):
         spec_of(moments=MOST_MOMENTS + 1)
-    lone = torch.cat([REAL.by_class[0][:1], *REAL.by_class[1:]])
+    lone = torch.cat([REAL.by_class[0][:49], *REAL.by_class[1:]])
     few = RealSet(REAL.images[lone], REAL.labels[lone], REAL.card)
-    held = sketch(few, spec_of())
-    alone = Task(held.without_images(), Budget(ipc=1), SMALL, sketch=held)
-    for one, said in (
-        (alone, "found 1 image of class"),
-        (Task(few, Budget(ipc=1), SMALL), "is that"),
+    for real in (few, REAL):
+        held = sketch(real, spec_of())
+        far = Task(held.without_images(), Budget(ipc=1), SMALL, sketch=held)
+        for task in (far, Task(real, Budget(ipc=1), SMALL)):
+            way = dataclasses.replace(method, moments=3)
+            if real is REAL:
+                distill(way, task, seed=0, steps=0)
+                continue
+            with pytest.raises(RunRefused, match=r"found 49 images of class .*; expected 50"):
+                distill(way, task, seed=0)
+    with pytest.raises(UsageError, match="class-mean"):
+        distill(DPMERF(start="class-mean"), far, seed=0)
+    deep = dataclasses.replace(REAL.card, shape=(4, 16, 16))
+    for card, size in (
+        (REAL.card, 17),
+        (deep, 5),
+        (dataclasses.replace(REAL.card, channels=5), 15),
     ):
-        with pytest.raises(RunRefused, match=said):
-            distill(dataclasses.replace(method, moments=3), one, seed=0)
+        with pytest.raises(UsageError, match=r"found moments \d+ for images of"):
+            check_moments(card, size)
     path = tmp_path / "a.sketch"
     sketch(REAL, spec_of()).save(path)
     state, header = load_state(path)
@@ -175,7 +189,7 @@ def test_moments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         "none": {name: t for name, t in state.items() if name != "moments"},
         "floats": {**state, "moments": state["moments"].double()},
         "short": {**state, "moments": state["moments"][:, 1:]},
-        "beyond": {**state, "moments": state["moments"] + MOST**2 * 31},
+        "beyond": {**state, "moments": state["moments"] + MOST**2 * 61},
         "least": {**state, "moments": torch.full_like(state["moments"], -(2**63))},
     }
     for name, tensors in wrong.items():
@@ -201,7 +215,7 @@ def test_a_private_sketch_has_no_moments() -> None:
 
 def test_the_command_line_keeps_moments_and_starts_from_them(tmp_path: Path) -> None:
     run = CliRunner().invoke
-    source, path = "phantom:n=60,size=16", str(tmp_path / "a.sketch")
+    source, path = "phantom:n=120,size=16", str(tmp_path / "a.sketch")
     words = ["sketch", source, "--backbone", "convnet-2-8", "--networks", "2", "--out", path]
     assert run(app, [*words, "--moments", "4"]).exit_code == 0
     more = ["--start", "class-mean", "--iterations", "3", "--ipc", "2"]

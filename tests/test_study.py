@@ -150,13 +150,15 @@ def test_a_key_changes_with_what_numbers_depend_on_and_with_nothing_else(tmp_pat
         (("batch: 8", "batch: 0"), "batch: 0"),
         (("batch: 8", "threads: 0"), "threads: 0"),
         (("{1: 3, 2: 5}", "-3"), "steps of dm: -3"),
+        (("{1: 3, 2: 5}", "0"), "steps of dm: 0"),
+        (("[0.01, 0.1]", "[.nan]"), "found rates (nan,)"),
         (("{1: 3, 2: 5}", "[3]"), "found steps [3] of a method"),
         (("{1: 3, 2: 5}", "3.5"), "found steps 3.5"),
         (
             ("{1: 3, 2: 5}", "3, budgets: [7]"),
             "found budgets 7 of dm; expected some of the study's",
         ),
-        (("[0.01, 0.1]", "[0.01, 0]"), "learning rate of 0"),
+        (("[0.01, 0.1]", "[0.01, 0]"), "found rates (0.01, 0.0)"),
         (("- herding", "- 5"), "found method 5"),
         (("- herding", "- {method: herding, 5: 1}"), "no field '5'"),
         (
@@ -192,6 +194,7 @@ def test_a_file_that_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
         ("- 1", "holds list"),
         ("", "NoneType"),
         ("about: 2020-01-01" + TINY, "no field can be .*: write dates in quotes"),
+        ("sources: &a [*a]", "no field can be"),
     ):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(DataError, match=told):

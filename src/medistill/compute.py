@@ -25,6 +25,7 @@ from .errors import UsageError
 # cost up to twice as much on two CPU cores; small blocks leave most of a GPU idle.
 BLOCK = 32
 GPU_BLOCK = 1024
+FEW = 3  # blocks: more are hardly longer by a last one that is filled up
 BLOCK_PIXELS = 32 * 32
 # Compiling took 7 to 35 s on two cores, and made steps about half as long.
 REPAYS_S = 90.0
@@ -68,10 +69,10 @@ class Compute:
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield blocks of equally long tensors that fit the cache (or one block of all).
 
-        A compiled path knows few sizes, so there the last block is filled up with zeros; where that
-        would be more than a tenth of all, blocks are even instead. With `fill` every block has the
-        same size however many images there are, so that what is computed of an image does not
-        depend on how many others there are.
+        A compiled path knows few sizes, so there the last block is filled up with zeros; where few
+        blocks would gain more than a tenth by that, they are even instead. With `fill` every block
+        has the same size however many images there are, so that what is computed of an image does
+        not depend on how many others there are.
         """
         size = len(tensors[0]) if whole else block_size(tensors[0])
         if fill and not whole:
@@ -110,7 +111,8 @@ def require_compiler() -> None:
 def _even(count: int, size: int) -> int:
     """Return the size of blocks, smaller than `size` where filling up the last would be dear."""
     number = -(-count // max(size, 1))
-    return size if number * size <= 1.1 * count else -(-count // number)
+    dear = number <= FEW and number * size > 1.1 * count
+    return -(-count // number) if dear else size
 
 
 def full_block(images: Tensor) -> int:

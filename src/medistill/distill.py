@@ -114,8 +114,8 @@ def check(method: Method, task: Task) -> None:
             f"found a sketch for {method.name}; expected images: use --method sketch, or give the "
             "data itself"
         )
-    held = () if task.sketch is None or task.sketch.moments is None else ("class-mean",)
-    if task.sketch is not None and method.start not in ("noise", *held):
+    drawn = method.start == "class-mean" and hasattr(method, "moments") and method.moments > 0
+    if task.sketch is not None and method.start != "noise" and not drawn:
         raise UsageError(
             f"found start {method.start!r} for a sketch, which holds no images to start from; "
             "expected noise: leave out --start (or class-mean, of a sketch made with --moments 8)"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -147,29 +148,31 @@ class Processes(Engine):
         )
 
 
+@cache
 def _check_guarded() -> None:
     """Refuse to start workers from a script's own lines, which each of them would run again.
 
-    The line of the script that runs now must be inside `if __name__ == "__main__":`, unless it is
-    that of `python -m PACKAGE`, which no worker imports.
+    A script that asks for `__name__` anywhere is taken to know that; `python -m PACKAGE` is
+    imported by no worker.
     """
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
-    if getattr(main.__spec__, "name", "").endswith("__main__"):
+    if path is None or getattr(main.__spec__, "name", "").endswith("__main__"):
         return
     frame = inspect.currentframe()
-    while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+    while frame and not (frame.f_code.co_name == "<module>" and frame.f_code.co_filename == path):
         frame = frame.f_back
-    if frame is None or path is None or not os.path.isfile(path):
+    if frame is None:
         return
-    with open(path, "rb") as file:
-        parts = ast.parse(file.read()).body
-    line = frame.f_lineno
-    around = [part for part in parts if part.lineno <= line <= (part.end_lineno or part.lineno)]
-    if not any(isinstance(part, ast.If) and "__name__" in ast.dump(part.test) for part in around):
+    try:
+        with open(path, "rb") as file:
+            parts = ast.walk(ast.parse(file.read()))
+    except (OSError, SyntaxError, ValueError):  # no script, or one that is being edited
+        return
+    if not any(isinstance(part, ast.Name) and part.id == "__name__" for part in parts):
         raise UsageError(
-            f"found work for several processes in line {line} of {path}, which each of them would "
-            "run again; expected it below `if __name__ == '__main__':`"
+            f"found work for several processes in line {frame.f_lineno} of {path}, which each of "
+            "them would run again; expected it below `if __name__ == '__main__':`"
         )
 
 

@@ -44,9 +44,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         |---|---|
         | 1 | 2\\|3 |
     """
-    made = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join([*made, *("| " + " | ".join(row) + " |" for row in cells)])
+    first, *lines = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)
+    )
+    return "\n".join([first, "|---" * len(head) + "|", *lines])
 
 
 def as_markdown(made: Table) -> str:

@@ -225,10 +225,11 @@ class Indicator:
             return None
         own, base, top = (self.predict(measured, *arm, "accuracy").mean for arm in arms)
         known = [one for one in self.examples if all(i in one.reached.get(m, {}) for m, i in arms)]
-        told = _share(*(self._told(known, *arm, "accuracy") for arm in arms))
+        told = [self._told(known, *arm, "accuracy") for arm in arms]
         reached = [reached_by(known, *arm, "accuracy") for arm in arms]
-        errors = np.abs(told - _share(*reached))[reached[2] - reached[1] >= least]
-        errors = errors[np.isfinite(errors)]
+        # Examples of which no share would be told, or which have none, say nothing of its error.
+        there = (reached[2] - reached[1] >= least) & (told[2] - told[1] >= least)
+        errors = np.abs(_share(*told) - _share(*reached))[there & np.isfinite(told[0])]
         if top - base < least or len(errors) < LEAST:
             return None
         value, half = float(_share(own, base, top)), conformal(errors)

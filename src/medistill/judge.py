@@ -60,6 +60,11 @@ def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indic
             f"found {most} datasets with measurements and results of one method and budget; "
             f"expected {LEAST} or more: run more of the study"
         )
+    if not np.isfinite(predictions_of(usable, SEED, "accuracy").afar).any():
+        raise RunRefused(
+            "found datasets of one family alone; expected some that are made of other images, so "
+            "that whole families can be left out: add sources, or correct their `family`"
+        )
     jobs = [(metric, name) for metric in METRICS for name in CANDIDATES]
     found = dict(zip(jobs, engine.map(partial(_judged, usable), jobs), strict=True))
     report: Json = {metric: {} for metric in METRICS}
@@ -219,8 +224,10 @@ def coverage_of(
             continue
         others = [one for one, there in zip(mine, rest, strict=True) if there]
         errors = np.abs(target[rest] - left_out(model, table[rest], target[rest], others))
-        value = np.clip(model(table[rest], target[rest], table[out : out + 1])[0], 0, 1)
-        inside.append(abs(value - target[out]) <= conformal(errors))
+        half = conformal(errors)
+        if math.isfinite(half):
+            value = np.clip(model(table[rest], target[rest], table[out : out + 1])[0], 0, 1)
+            inside.append(abs(value - target[out]) <= half)
     return float(np.mean(inside)) if inside else None
 
 
@@ -271,6 +278,17 @@ def _ranks(values: Array, there: NDArray[np.bool_]) -> Array:
     return ranks / max(float(np.linalg.norm(ranks)), 1e-12)
 
 
+def _joined(groups: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the places that belong together, by a name that they share or by others between."""
+    parts: list[tuple[set[str], list[int]]] = []
+    for place, names in enumerate(groups):
+        near = [part for part in parts if part[0] & {*names}]
+        parts = [part for part in parts if part not in near]
+        together = {*names}.union(*(part[0] for part in near))
+        parts.append((together, sorted([place, *(i for part in near for i in part[1])])))
+    return sorted(places for _, places in parts)
+
+
 def flipped(
     errors: Array,
     others: Array,
@@ -280,9 +298,10 @@ def flipped(
     """Return how often chance alone would make the errors smaller than the others by as much.
 
     A sign-flip test over datasets of the mean difference (others - errors): under the null either
-    sign of a dataset's difference is as likely. Datasets of one group (family) keep one sign: they
-    are not independent. All flips are made where they are fewer than `times`, which gives the exact
-    p; else p is as in `permuted`. 1 where errors and others are the same.
+    sign of a dataset's difference is as likely. Datasets that share a group (family), or are held
+    together by a third, keep one sign: they are not independent. All flips are made where they are
+    fewer than `times`, which gives the exact p; else p is as in `permuted`. 1 where errors and
+    others are the same.
     Shapes: errors, others [datasets, ...], nan where nothing is known.
     """
     gain = (others - errors).reshape(len(errors), -1)
@@ -291,9 +310,8 @@ def flipped(
         return 1.0
     gain = np.nanmean(gain[known], 1)
     if groups:
-        names = [tuple(groups[i]) for i in np.flatnonzero(known).tolist()]
-        parts = [[i for i, other in enumerate(names) if other == one] for one in {*names}]
-        gain = np.array([gain[part].sum() for part in sorted(parts)])
+        parts = _joined([groups[i] for i in np.flatnonzero(known).tolist()])
+        gain = np.array([gain[part].sum() for part in parts])
     if not np.abs(gain).max() > 0:
         return 1.0
     least = gain.sum() - 1e-12

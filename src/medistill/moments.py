@@ -1,7 +1,8 @@
 """What the classes look like at their coarsest: means and covariances of low cosine coefficients.
 
-Every sum is one of whole numbers below 2^53, so that it is the same in every order, on every
-machine, and parts add up to the whole.
+Every sum is one of whole numbers below 2^53, so that it is the same in every order, and parts add
+up to the whole. (Normalized pixels, of which they are made, may differ in their last bit from one
+kind of device to another.)
 """
 
 import math
@@ -10,12 +11,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .sets import Card
 
 STEPS = 2**16  # in which pixels and coefficients are counted
 FINE = 2**15  # in which waves are
 MOST = 16 * STEPS  # normalized values beyond 16 deviations are cut
+MOST_LENGTH = 1024  # coefficients of an image: their products fill a square of it
+FEWEST = 50  # images of a class, below which what is drawn may come near one of them
 BLOCK = 4096  # images: so many squares add up to less than 2^53
+
+
+def check_moments(card: Card, size: int) -> None:
+    """Refuse more frequencies than an image of a card has, or than can be held.
+
+    Raises: UsageError.
+    """
+    least, length = min(card.shape), moments_shape(card, size)[1]
+    if size > least or length > MOST_LENGTH:
+        raise UsageError(
+            f"found moments {size} for images of {'x'.join(map(str, card.shape))}; expected at "
+            f"most {least}, and {MOST_LENGTH} coefficients in all (found {length})"
+        )
 
 
 def moments_shape(card: Card, size: int) -> tuple[int, int]:
@@ -36,7 +53,8 @@ def coefficients_of(images: Tensor, size: int) -> Tensor:
         side = images.shape[axis]
         waves = (_waves(size, side) * FINE).round().to(values)
         total = values.movedim(axis, -1) @ waves.t()
-        values = (total / (FINE * side)).round().movedim(-1, axis)
+        # By a tensor: a GPU would multiply by the inverse of a number, which breaks halves.
+        values = (total / total.new_tensor(FINE * side)).round().movedim(-1, axis)
     return values.clamp(-MOST, MOST).flatten(1).long()
 
 

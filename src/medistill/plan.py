@@ -1,6 +1,7 @@
 """What a study file says, and the grid of cells that it asks for."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -115,7 +116,7 @@ def read_study(path: Path) -> Study:
         raise DataError(f"{path} holds {type(record).__name__}; expected fields like sources:")
     try:
         json.dumps(record)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(
             f"{path} holds what no field can be ({error}); expected numbers and words: write "
             "dates in quotes"
@@ -148,7 +149,7 @@ def _named(one: Any, name: str) -> Json:
 
 def _way(record: Json) -> Json:
     """Read `steps: 200` as well as `steps: {1: 500, 10: 200}`."""
-    steps = record.get("steps") or {}
+    steps = {} if record.get("steps") is None else record["steps"]
     if not isinstance(steps, (int, dict)):
         raise UsageError(
             f"found steps {steps!r} of a method; expected a whole number, or one by images per "
@@ -210,8 +211,8 @@ def _check_numbers(study: Study) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UsageError(f"found {name}: {count} in the study; expected 1 or more")
-    if min(study.protocol.rates, default=1.0) <= 0:
-        raise UsageError("found a learning rate of 0 or less in the study; expected more than 0")
+    if not all(0 < rate < math.inf for rate in study.protocol.rates):
+        raise UsageError(f"found rates {study.protocol.rates}; expected numbers above 0")
     known = {*study.budgets, *(ipc for data in study.sources for ipc in data.budgets)}
     for way in study.methods:
         if unknown := {*way.budgets} - known:

@@ -16,7 +16,7 @@ from .compute import PLAIN, Compute, Mode, full_block, worth_compiling
 from .engine import Engine, Here
 from .errors import DataError, UsageError
 from .features import read_size
-from .moments import moments_of, moments_shape, possible
+from .moments import check_moments, moments_of, moments_shape, possible
 from .privacy import Guarantee, check_promise, weakest
 from .probes import GRID, SketchSpec, all_spreads, check_backbone, probe
 from .progress import progress
@@ -157,6 +157,7 @@ class Sketch:
             raise DataError(f"{path}: found {max(numbers)} in its backbone; expected less")
         try:
             normalized_by(card, card.mean, card.std)
+            check_moments(card, self.spec.moments)
             from_record(Augmentation, self.spec.augmentation)
             size = from_spec(self.spec.backbone).parameters(card)
         except (UsageError, TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -199,6 +200,7 @@ def sketch(
     if card.task == "multi-label":
         raise UsageError(f"found a multi-label task in {card.name}; expected one class per image")
     check_backbone(spec, card)
+    check_moments(card, spec.moments)
     spreads = all_spreads(spec, card)
     if compiling is not None:
         block = full_block(real.images)

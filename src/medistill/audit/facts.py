@@ -59,6 +59,9 @@ def facts_of(made: SyntheticSet, run: Json) -> list[Fact]:
 def _start(made: SyntheticSet) -> Fact:
     if made.origin.real_pixels:
         return Fact("start", "high", "images are, or started from, real images of patients")
+    if made.origin.start == "class-mean" and made.origin.settings.get("moments"):
+        said = "images were drawn from mean and covariance of each class at low frequencies"
+        return Fact("start", "some", said)
     if made.origin.start == "class-mean":
         return Fact("start", "some", "images started from the mean image of each class")
     return Fact("start", "none", "images started from noise")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones import to_spec
 from ..errors import RunRefused, UsageError
-from ..moments import images_like
+from ..moments import FEWEST, images_like
 from ..optim import adam_
 from ..pixels import mosaic_of, tiles_of
 from ..probes import Probe, SketchSpec, check_backbone, probe
@@ -162,10 +162,11 @@ class FromSketch(Sketched):
         """Return images for each tile, drawn from the moments of its class."""
         held, card = task.prepared, task.real.card
         counts = held["counts"].tolist()
-        if min(counts) < 2:
+        if min(counts) < FEWEST:
+            name = card.classes[counts.index(min(counts))]
             raise RunRefused(
-                f"found {min(counts)} image of class {card.classes[counts.index(min(counts))]!r}; "
-                "expected 2 or more, because the mean of one is that image: start from noise"
+                f"found {min(counts)} images of class {name!r}; expected {FEWEST} or more, for "
+                "what is drawn from the moments of a few comes near one of them: start from noise"
             )
         each, generator = self.factor ** len(card.shape), rng.at("start", "moments")
         parts = [
