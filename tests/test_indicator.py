@@ -31,7 +31,7 @@ from medistill.indicator import (
     load_indicator,
     to_json,
 )
-from medistill.judge import _joined, _judged, coverage_of, fit, flipped, permuted, predictions_of
+from medistill.judge import _judged, coverage_of, fit, flipped, joined, permuted, predictions_of
 from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.plan import Data, Study
@@ -127,7 +127,7 @@ def test_families_keep_one_sign() -> None:
     better, worse = np.array([0.1, 0.1, 0.3, 0.3]), np.array([0.2, 0.4, 0.2, 0.4])
     groups = [("a",), ("a",), ("b",), ("b", "c")]
     gains = [0.4, 0.0]
-    assert _joined([("a",), ("b",), ("c",), ("c", "a"), ("d",)]) == [[0, 2, 3], [1], [4]]
+    assert joined([("a",), ("b",), ("c",), ("c", "a"), ("d",)]) == [[0, 2, 3], [1], [4]]
     signs = list(itertools.product([-1, 1], repeat=2))
     exact = np.mean([np.dot(sign, gains) >= sum(gains) - 1e-12 for sign in signs])
     assert flipped(better, worse, groups=groups) == pytest.approx(exact)

@@ -278,7 +278,7 @@ def _ranks(values: Array, there: NDArray[np.bool_]) -> Array:
     return ranks / max(float(np.linalg.norm(ranks)), 1e-12)
 
 
-def _joined(groups: Sequence[Sequence[str]]) -> list[list[int]]:
+def joined(groups: Sequence[Sequence[str]]) -> list[list[int]]:
     """Return the places that belong together, by a name that they share or by others between."""
     parts: list[tuple[set[str], list[int]]] = []
     for place, names in enumerate(groups):
@@ -310,7 +310,7 @@ def flipped(
         return 1.0
     gain = np.nanmean(gain[known], 1)
     if groups:
-        parts = _joined([groups[i] for i in np.flatnonzero(known).tolist()])
+        parts = joined([groups[i] for i in np.flatnonzero(known).tolist()])
         gain = np.array([gain[part].sum() for part in parts])
     if not np.abs(gain).max() > 0:
         return 1.0

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..formats import as_markdown, markdown
 from ..indicator import SEED, Indicator
-from ..judge import permuted
+from ..judge import joined, permuted
 from ..records import Json
 from ..tabulate import Book, table
 from .study import Opened
@@ -137,11 +137,13 @@ def claim(indicator: Indicator) -> list[str]:
     if indicator.chosen == SEED:
         return [text + " No candidate with more numbers errs less."]
     better = best["p_better"] < CLEAR
+    groups = len(joined([one.families for one in indicator.examples]))
     return [
         f"{text} The best candidate, {indicator.chosen}, errs by {best['family_error']:.3f} ("
         + ("better by more than" if better else "not better by more than what")
-        + f" chance gives: p = {best['p_better']:.2g}, signs of families flipped; by images per "
-        f"class {', '.join(f'{p:.2g}' for p in best['p_better_at'])})."
+        + f" chance gives: p = {best['p_better']:.3g}, by flipped signs of {groups} groups of "
+        f"datasets that share no image, which give no less than {0.5**groups:.3g}; by images per "
+        f"class {', '.join(f'{p:.3g}' for p in best['p_better_at'])})."
     ]
 
 
@@ -178,7 +180,7 @@ def sample(indicator: Indicator) -> list[str]:
     parts.append(
         "Over all budgets at once; pooled correlations are high because larger budgets and easier "
         "datasets score higher whatever the method does. p: datasets permuted, as if independent; "
-        "p better: signs of families flipped, against the random accuracy alone:\n\n"
+        "p better: signs flipped of groups that share no image, against the random accuracy alone:\n\n"
         + markdown(POOLED, pooled)
     )
     parts.append(
