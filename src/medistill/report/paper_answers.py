@@ -180,7 +180,7 @@ def sample(indicator: Indicator) -> list[str]:
     parts.append(
         "Over all budgets at once; pooled correlations are high because larger budgets and easier "
         "datasets score higher whatever the method does. p: datasets permuted, as if independent; "
-        "p better: signs flipped of groups that share no image, against the random accuracy alone:\n\n"
+        "p better: signs flipped of groups that share no image, against random accuracy alone:\n\n"
         + markdown(POOLED, pooled)
     )
     parts.append(
