@@ -285,7 +285,7 @@ class Bench:
             return torch.stack(means)
 
         def fast() -> Tensor:
-            sums = _sums(self.real, spec=spec, spreads=made.spreads, compute=FAST)
+            sums, _ = _sums(self.real, spec=spec, spreads=made.spreads, compute=FAST)
             return mean_of(sums, made.counts).flatten(0, 1)
 
         return slow, fast
