@@ -57,10 +57,10 @@ RATES = (0.01, 0.03)
 SEEDS = range(3)
 # Where three leave open whether a method beats random images.
 MORE_SEEDS = {
-    ("mednist", "dm", "real", 10): range(8),
+    ("mednist", "dm", "real", 10): range(12),
     ("pneumoniamnist", "dm", "real", 10): range(8),
 }
-MOST_SEEDS = 8
+MOST_SEEDS = 12
 RANDOM_SEEDS = {1: range(10), 10: range(10), 50: range(5)}
 STARTS = {
     "dc": ("noise", "real"),
