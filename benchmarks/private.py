@@ -239,7 +239,7 @@ def table() -> None:
         "",
         "Written by `python benchmarks/private.py table` from `benchmarks/results/private.jsonl`; "
         "its head says how rows are made. Test accuracy and AUC in percent, means over three "
-        "releases with 95% intervals; delta 1e-5, units are images.",
+        "releases with 95% intervals; delta 1e-5, units are images. Empty cells were not run.",
     ]
     for name in dict.fromkeys(key[0] for key in found):
         lines += ["", f"## {name}", "", f"`{SETS[name]}`", ""]
