@@ -42,7 +42,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         >>> print(markdown(("a", "b"), [("1", "2|3")]))
         | a | b |
         |---|---|
-        | 1 | 2\\|3 |
+        | 1 | 2\|3 |
     """
     first, *lines = (
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)
