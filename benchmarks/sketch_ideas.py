@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,9 @@ class Restarts(FromSketch):
 class Own(FromSketch):
     """A sketch whose networks or frequencies are others than a file could name."""
 
+    @abstractmethod
     def ways(self, task: Task) -> list[Probe]:
         """Return them."""
-        raise NotImplementedError
 
     def prepare(self, task: Task, rng: Rng) -> State:
         """Return the sums of the whole set."""

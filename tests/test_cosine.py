@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from medistill.methods.cosine import images_of, series, weights
+from medistill.cosine import images_of, series, weights
 from medistill.rng import Rng
 
 

@@ -24,14 +24,22 @@ from medistill.indicator import (
     Indicator,
     conformal,
     curve_at,
-    examples_of,
     from_json,
     inputs_of,
     left_out,
     load_indicator,
     to_json,
 )
-from medistill.judge import _judged, coverage_of, fit, flipped, joined, permuted, predictions_of
+from medistill.judge import (
+    _judged,
+    coverage_of,
+    examples_of,
+    fit,
+    flipped,
+    joined,
+    permuted,
+    predictions_of,
+)
 from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.plan import Data, Study

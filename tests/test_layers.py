@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each floor imports only from floors below; errors lie under all, the package's face stands on top.
 FLOORS = (
     ("errors",),
-    ("places", "rng", "records", "optim", "progress", "pixels", "tracking"),
+    ("places", "rng", "records", "optim", "progress", "pixels", "cosine", "tracking"),
     ("sets", "engine", "privacy"),
     ("budget", "ledger"),
     ("data", "backbones", "augment", "metrics", "pictures", "compute"),

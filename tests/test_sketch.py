@@ -18,12 +18,12 @@ from medistill.budget import Budget
 from medistill.cli import app
 from medistill.compute import BLOCK, Compute
 from medistill.conformance import toy
+from medistill.cosine import images_of, series, weights
 from medistill.data import load
 from medistill.distill import distill
 from medistill.engine import Processes
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.methods import DM, Task
-from medistill.methods.cosine import images_of, series, weights
 from medistill.methods.sketch import FromSketch
 from medistill.optim import adam_
 from medistill.pixels import tiles_of

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .indicator import (
     Example,
     Indicator,
     Model,
+    afar,
     budgets_of,
     conformal,
     having,
@@ -29,11 +30,38 @@ from .indicator import (
     reached_by,
     table_of,
 )
+from .plan import Study
 from .records import Json
 from .rng import Rng
 
 PERMUTATIONS = 9999
 HERE: Engine = Here()
+
+
+def examples_of(
+    study: Study, rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Json]
+) -> list[Example]:
+    """Return the examples that a study's rows and measurements give, one for each source.
+
+    Rows of its first backbone count, with which the measurements stand.
+    """
+    rows = [row for row in rows if row["backbone"] == study.backbones[0]]
+    families = {one.title: one.families for one in study.sources}
+    sums: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    for row in rows:
+        ipc = 0 if row["method"] == "full" else int(row["ipc"])
+        mine = sums.setdefault((row["source"], row["method"], ipc), {})
+        for metric in METRICS:
+            mine.setdefault(metric, []).append(float(row[metric]))
+    found = []
+    for source, numbers in measured.items():
+        reached: dict[str, dict[int, dict[str, float]]] = {}
+        for (name, method, ipc), scores in sums.items():
+            if name == source:
+                means = {metric: float(np.mean(values)) for metric, values in scores.items()}
+                reached.setdefault(method, {})[ipc] = means
+        found.append(Example(source, families[source], numbers, reached))
+    return found
 
 
 def fit(examples: Sequence[Example], about: str, engine: Engine = HERE) -> Indicator:
@@ -106,7 +134,7 @@ def predictions_of(examples: Sequence[Example], name: str, metric: str) -> Told:
             table = table_of([one.measured for one in known], ipc, metric, inputs)
             target = reached_by(known, method, ipc, metric)
             found.told[at, m, b] = left_out(model, table, target)
-            found.afar[at, m, b] = left_out(model, table, target, [one.families for one in known])
+            found.afar[at, m, b] = afar(known, name, method, ipc, metric)
             found.reached[at, m, b] = target
     return found
 

@@ -6,11 +6,11 @@ kind of device to another.)
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .cosine import images_of, waves
 from .errors import UsageError
 from .sets import Card
 
@@ -51,8 +51,9 @@ def coefficients_of(images: Tensor, size: int) -> Tensor:
     values = (images.double() * STEPS).round().clamp(-MOST, MOST)
     for axis in range(2, images.ndim):
         side = images.shape[axis]
-        waves = (_waves(size, side) * FINE).round().to(values)
-        total = values.movedim(axis, -1) @ waves.t()
+        # Waves whose squares have a mean of 1.
+        fine = (waves(side)[:size] * math.sqrt(side) * FINE).round().to(values)
+        total = values.movedim(axis, -1) @ fine.t()
         # By a tensor: a GPU would multiply by the inverse of a number, which breaks halves.
         values = (total / total.new_tensor(FINE * side)).round().movedim(-1, axis)
     return values.clamp(-MOST, MOST).flatten(1).long()
@@ -98,21 +99,7 @@ def images_like(
     drawn = torch.randn((number, len(mean)), generator=generator, dtype=torch.float64)
     rows = mean + (drawn * values.clamp_min(0).sqrt()) @ vectors.t()
     size = round((len(mean) / card.channels) ** (1 / len(card.shape)))
-    images = rows.view(number, card.channels, *[size] * len(card.shape))
-    return _drawn(images, card.shape).float()
-
-
-def _drawn(coefficients: Tensor, shape: Sequence[int]) -> Tensor:
-    for axis, side in enumerate(shape, start=2):
-        waves = _waves(coefficients.shape[axis], side)
-        coefficients = (coefficients.movedim(axis, -1) @ waves).movedim(-1, axis)
-    return coefficients
-
-
-def _waves(size: int, side: int) -> Tensor:
-    """Return the waves [size, side] of one axis, whose squares have a mean of 1."""
-    u = torch.arange(size, dtype=torch.float64).view(-1, 1)
-    x = torch.arange(side, dtype=torch.float64) + 0.5
-    waves = torch.cos(math.pi * u * x / side) * math.sqrt(2)
-    waves[0] = 1
-    return waves
+    whole = torch.zeros((number, card.channels, *card.shape), dtype=torch.float64)
+    low = (slice(None), slice(None), *[slice(size)] * len(card.shape))
+    whole[low] = rows.view(number, card.channels, *[size] * len(card.shape))
+    return images_of(whole * math.sqrt(math.prod(card.shape))).float()

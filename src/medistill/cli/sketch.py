@@ -156,8 +156,8 @@ def sketch(
     _check_out(out)
     source = optioned(source, window=window, spacing=spacing)
     real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
-    asked = {"networks": networks, "frequencies": frequencies, "scale": scale, "layers": layers}
-    asked["moments"] = moments
+    counts = {"networks": networks, "frequencies": frequencies, "moments": moments}
+    asked = {**counts, "scale": scale, "layers": layers}
     spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, seed)
     way = _Way(precision, workers, compile)
     if epsilon is None:

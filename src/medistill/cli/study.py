@@ -253,8 +253,8 @@ def fit_indicator(
     Example: medistill study fit-indicator runs/feasibility --out indicator.json
     """
     from ..engine import local
-    from ..indicator import examples_of, to_json
-    from ..judge import fit
+    from ..indicator import to_json
+    from ..judge import examples_of, fit
     from ..records import write_json
     from ..study import measured_in
     from ..tabulate import rows_of

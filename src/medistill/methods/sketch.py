@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import to_spec
+from ..cosine import images_of, series, weights
 from ..errors import RunRefused, UsageError
 from ..moments import FEWEST, images_like
 from ..optim import adam_
@@ -20,7 +21,6 @@ from ..sets import Start, SyntheticSet
 from ..sketch import SETTINGS, mean_of
 from ..sketch import sketch as sketch_of
 from .base import Log, Method, Task, started
-from .cosine import images_of, series, weights
 
 NOISE = 0.2  # of the start, in standard deviations of the data
 
@@ -104,15 +104,8 @@ class FromSketch(Sketched):
         """Return what the sketch of this task is made of."""
         if task.sketch is not None:
             return task.sketch.spec
-        return SketchSpec(
-            to_spec(task.backbone),
-            to_record(task.augmentation),
-            self.networks,
-            self.frequencies,
-            self.scale,
-            self.layers,
-            moments=self.moments,
-        )
+        own = {name: getattr(self, name) for name in SETTINGS}
+        return SketchSpec(to_spec(task.backbone), to_record(task.augmentation), **own)
 
     def init(self, task: Task, rng: Rng) -> State:
         """Return the images at their start, and Adam's moments."""

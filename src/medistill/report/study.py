@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..formats import text_of
-from ..indicator import LEAST, SEED, Example, Indicator, examples_of
-from ..judge import best_of
+from ..indicator import LEAST, SEED, Example, Indicator
+from ..judge import best_of, examples_of
 from ..metrics import Score
 from ..plan import Study, grid
 from ..records import Json, to_record, write_atomic

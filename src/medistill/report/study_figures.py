@@ -7,16 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..indicator import (
-    CANDIDATES,
-    LEAST,
-    Example,
-    conformal,
-    having,
-    left_out,
-    reached_by,
-    table_of,
-)
+from ..indicator import LEAST, Example, afar, conformal, having, reached_by
 from ..metrics import Score
 from ..plan import BASELINES
 from ..records import Json
@@ -165,15 +156,13 @@ def indicator_figure(
     examples: Sequence[Example], ipc: int, methods: Sequence[str], candidate: str
 ) -> Json | None:
     """Draw predicted against reached accuracy, each dataset predicted by other families alone."""
-    names, model = CANDIDATES[candidate]
     traces = []
     for number, method in enumerate(methods):
         known = having(examples, method, ipc)
         if len(known) < LEAST:
             continue
-        table = table_of([one.measured for one in known], ipc, "accuracy", names)
         target = reached_by(known, method, ipc, "accuracy")
-        found = left_out(model, table, target, [one.families for one in known])
+        found = afar(known, candidate, method, ipc, "accuracy")
         points = [
             (100 * x, 100 * y, f"{one.source}: {100 * x:.1f} told, {100 * y:.1f} reached")
             for one, x, y in zip(known, found.tolist(), target.tolist(), strict=True)

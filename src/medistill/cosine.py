@@ -13,15 +13,15 @@ def series(images: Tensor) -> Tensor:
     divided by sqrt(2): the orthonormal DCT-II, so sums of squares are kept.
     """
     for axis in range(2, images.ndim):
-        images = _along(images, _waves(images.shape[axis], images), axis)
+        images = _along(images, waves(images.shape[axis]).to(images), axis)
     return images
 
 
 def images_of(coefficients: Tensor) -> Tensor:
     """Return the images of a cosine series: the inverse of `series`, its transpose."""
     for axis in range(2, coefficients.ndim):
-        waves = _waves(coefficients.shape[axis], coefficients)
-        coefficients = _along(coefficients, waves.t(), axis)
+        basis = waves(coefficients.shape[axis]).to(coefficients)
+        coefficients = _along(coefficients, basis.t(), axis)
     return coefficients
 
 
@@ -38,13 +38,13 @@ def weights(shape: tuple[int, ...], power: float, like: Tensor) -> Tensor:
     return falling / falling.square().mean().sqrt()
 
 
-def _waves(side: int, like: Tensor) -> Tensor:
-    """Return the basis [frequency, position] of one axis."""
+def waves(side: int) -> Tensor:
+    """Return the orthonormal basis [frequency, position] of one axis, float64."""
     u = torch.arange(side, dtype=torch.float64).view(-1, 1)
     x = torch.arange(side, dtype=torch.float64) + 0.5
-    waves = torch.cos(math.pi * u * x / side) * math.sqrt(2 / side)
-    waves[0] /= math.sqrt(2)
-    return waves.to(like)
+    basis = torch.cos(math.pi * u * x / side) * math.sqrt(2 / side)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 def _along(values: Tensor, matrix: Tensor, axis: int) -> Tensor:
