@@ -144,7 +144,9 @@ def distill(folder: Path) -> None:
 def collect(folder: Path) -> None:
     """Hold predictions against results, and write both."""
     study = Folder(folder / "study").study()
-    book = Book(rows_of(study, entries_of(Folder(folder / "study"), grid(study))), study.budgets)
+    book = Book(
+        rows_of(study, entries_of(Folder(folder / "study"), grid(study))), study.every_budget
+    )
     cases = []
     for name in CASES:
         told = json.loads((folder / f"{name}.json").read_text())

@@ -1,16 +1,16 @@
 """How much faster the library is than a plain textbook loop, on the same data in one process.
 
     python benchmarks/speed.py run [--only WHAT ...] [--size 28] [--width 128] [--volumes]
+                                   [--repeats 3]
     python benchmarks/speed.py profile --only student-20 features
     python benchmarks/speed.py table
 
 The plain loops are ours, in the shape of the field's references: class after class, float32, a
 fresh network of torch's own layers for each step, one pass over a whole batch. Each row times both
-in turn, takes the fastest of REPEATS for each side, and says how far their results lie apart,
-relative to the plain ones: features, sketches, by how much a step moves the images, a student's
-loss. Peaks are resident
-memory beyond what the process held before. Data is the built-in phantom set, so a GPU machine
-without a network can run the same command.
+in turn, takes the fastest of so many repeats for each side, and says how far their results lie
+apart, relative to the plain ones: features, sketches, by how much a step moves the images, a
+student's loss. Peaks are resident memory beyond what the process held before. Data is the built-in
+phantom set, so a GPU machine without a network can run the same command.
 """
 
 import argparse
@@ -56,7 +56,7 @@ KINDS = {
     "convolutions": ("convolution", "mkldnn", "thnn"),
     "compiled norm, activation, pooling": ("Compiled", "cpp_fused", "graph_"),
 }
-IPC, REPEATS, IMAGES = 10, 3, 512
+IPC, IMAGES = 10, 512
 FAST = Compute("bfloat16", compile=True)
 WHAT = (
     "features",
@@ -114,12 +114,12 @@ def reset() -> int:
     return peak()
 
 
-def timed(side: Side) -> tuple[float, int, Tensor]:
+def timed(side: Side, repeats: int = 3) -> tuple[float, int, Tensor]:
     """Return the best time of a side, its peak and its result; the first run only warms up."""
     side()
     best = float("inf")
     before = reset()
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         begin = time.perf_counter()
         result = side()
         if result.is_cuda:
@@ -378,9 +378,11 @@ def sides(bench: Bench, what: str) -> tuple[Side, Side]:
     return both
 
 
-def row(bench: Bench, what: str) -> dict[str, Any]:
+def row(bench: Bench, what: str, repeats: int) -> dict[str, Any]:
     """Measure one row."""
-    (slow, peak_slow, expected), (fast, peak_fast, found) = map(timed, sides(bench, what))
+    plain_side, fast_side = sides(bench, what)
+    slow, peak_slow, expected = timed(plain_side, repeats)
+    fast, peak_fast, found = timed(fast_side, repeats)
     apart = (found.cpu() - expected.cpu()).norm() / expected.cpu().norm()
     return {
         "what": what,
@@ -410,12 +412,13 @@ def measure(given: argparse.Namespace) -> None:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "ceiling_gflops": round(rate, 1),
+        "repeats": given.repeats,
         "torch": torch.__version__,
         "version": __version__,
     }
     rows = []
     for what in given.only:
-        found = row(bench, what)
+        found = row(bench, what, given.repeats)
         rows.append(found)
         jsonl.append(RESULTS, [{**found, **common}])
         if given.json:
@@ -614,7 +617,8 @@ Written by `python benchmarks/speed.py table` from `benchmarks/results/speed.jso
 Each row runs a plain loop of our own, in the shape of the field's references (class after class,
 float32, uncompiled, fresh network of torch's layers in each step), and our path (bfloat16,
 compiled) in one process and in turn, on the same data (phantom images of that shape, two classes),
-and takes the fastest of three of each. The field's own code of DM takes 0.58 s a step on this kind
+and takes the fastest of three of each (of the rounds of dc and dsa at 224 pixels, which
+take minutes, one). The field's own code of DM takes 0.58 s a step on this kind
 of machine. The difference is that of the results, relative to the plain ones: features, sketches,
 by how much one step moves the images, a student's loss. Under a bank another network is matched, so
 there images are not meant to be equal. Peaks are memory beyond what the process held before. "Of
@@ -650,6 +654,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=3, help="after one that warms up")
     given = parser.parse_args()
     if given.what == "table":
         table()

@@ -59,6 +59,31 @@ def test_results_come_in_order_and_errors_as_they_are(engine: Engine) -> None:
         list(engine.map(refuse, range(5)))
 
 
+def place_of(number: int) -> tuple[int, int]:
+    time.sleep(0.05)
+    return number, os.getpid()
+
+
+@pytest.mark.slow
+def test_a_worker_keeps_to_what_is_alike() -> None:
+    items = [0, 1, 10, 11, 2, 12, 3, 13, 20, 21]
+    done = Processes(2).done(place_of, items, like=lambda number: number // 10)
+    workers: dict[int, set[int]] = {}
+    numbers = []
+    for _, result in done:
+        assert not isinstance(result, Lost)
+        numbers.append(result[0])
+        workers.setdefault(result[0] // 10, set()).add(result[1])
+    assert sorted(numbers) == sorted(items)
+    assert len(workers[0]) == len(workers[1]) == 1
+    assert workers[0] != workers[1]
+
+
+@BOTH
+def test_nothing_begins_when_the_time_is_over(engine: Engine) -> None:
+    assert list(engine.done(square, range(3), until=time.monotonic() - 1)) == []
+
+
 @pytest.mark.slow
 def test_a_slow_task_holds_up_no_other() -> None:
     numbers = [number for number, _ in Processes(2).done(slow_first, range(4))]
@@ -192,7 +217,24 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_less_than_one_worker_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        local(0)
+        local(-1)
+    assert local(0, threads=10_000) == Here()
+
+
+def test_what_no_node_has_is_refused() -> None:
+    class Nodes:
+        @staticmethod
+        def nodes() -> list[dict[str, object]]:
+            return [
+                {"Alive": True, "Resources": {"CPU": 4.0}},
+                {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+                {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+            ]
+
+    Cluster(cpus=4)._check_room(Nodes)
+    Cluster(cpus=2, gpus=1)._check_room(Nodes)
+    with pytest.raises(RunRefused, match="found nodes with CPUs and GPUs: 4 and 0, 2 and 1"):
+        Cluster(cpus=4, gpus=1)._check_room(Nodes)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:"])

@@ -2,22 +2,24 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from medistill.cli import app
 from medistill.engine import Here
 from medistill.indicator import CANDIDATES, SEED, load_indicator
 from medistill.judge import predictions_of
 from medistill.places import cache_folder
 from medistill.plan import Study, grid, read_study
-from medistill.report.paper import paper
-from medistill.report.study import reopened
 from medistill.study import Folder, Options, run_study
 from medistill.tabulate import Book, Row, read_rows
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "src" / "medistill" / "indicator.json"
 ROWS = ROOT / "studies" / "results" / "feasibility.csv"
 CHEAP = 6.0  # seconds of a distillation that CI can run again
 CELLS = 3
@@ -35,9 +37,19 @@ def rows() -> list[Row]:
     return read_rows(ROWS.read_text())
 
 
-def test_findings_are_what_the_rows_say(study: Study, rows: list[Row]) -> None:
-    written = paper(reopened(study, rows, load_indicator()), load_indicator(), "runs/feasibility")
-    assert written == (ROOT / "docs" / "findings.md").read_text()
+def test_findings_are_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the commands that a stranger would type."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SHIPPED, "indicator.json")
+    place, given = "runs/feasibility", ["--indicator", "indicator.json"]
+    restored = ["study", "restore", str(ROOT / "studies" / "feasibility.yaml"), *given]
+    for words in (
+        [*restored, "--rows", str(ROWS), "--out", place],
+        ["report", place, *given, "--out", "findings.md"],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert Path("findings.md").read_text() == (ROOT / "docs" / "findings.md").read_text()
 
 
 def test_rows_are_the_studys_and_each_cell_is_there_once(study: Study, rows: list[Row]) -> None:
@@ -52,7 +64,7 @@ def test_rows_are_the_studys_and_each_cell_is_there_once(study: Study, rows: lis
 
 
 def test_the_shipped_indicator_was_fitted_to_these_rows(study: Study, rows: list[Row]) -> None:
-    known, book = load_indicator(), Book(rows, study.budgets)
+    known, book = load_indicator(), Book(rows, study.every_budget)
     assert len(known.examples) >= 24
     held = set()
     for one in known.examples:
@@ -94,7 +106,7 @@ def test_random_cells_come_again(
         and row["source"] != "adrenal 3d"
     ]
     chosen = random.Random(len(rows)).sample(cheap, CELLS)
-    book = Book(rows, study.budgets)
+    book = Book(rows, study.every_budget)
     for row in chosen:
         options = Options(only=(row["key"],), offline=True)
         run_study(study, tmp_path, Here(), cache=cache_folder(), options=options)

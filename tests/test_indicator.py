@@ -32,11 +32,11 @@ from medistill.indicator import (
 )
 from medistill.judge import (
     _judged,
+    apart,
     coverage_of,
     examples_of,
     fit,
     flipped,
-    joined,
     permuted,
     predictions_of,
 )
@@ -133,9 +133,9 @@ def test_where_there_is_nothing_to_tell_the_seeds_correlation_is_about_zero() ->
 
 def test_families_keep_one_sign() -> None:
     better, worse = np.array([0.1, 0.1, 0.3, 0.3]), np.array([0.2, 0.4, 0.2, 0.4])
-    groups = [("a",), ("a",), ("b",), ("b", "c")]
-    gains = [0.4, 0.0]
-    assert joined([("a",), ("b",), ("c",), ("c", "a"), ("d",)]) == [[0, 2, 3], [1], [4]]
+    groups = [("a",), ("a",), ("b",), ("b", "a")]
+    gains = [0.4, -0.1]  # the last is of both, and would tie them
+    assert apart(groups) == ["a", "b"]
     signs = list(itertools.product([-1, 1], repeat=2))
     exact = np.mean([np.dot(sign, gains) >= sum(gains) - 1e-12 for sign in signs])
     assert flipped(better, worse, groups=groups) == pytest.approx(exact)
@@ -413,7 +413,10 @@ def test_predictions_stand_beside_what_was_measured(monkeypatch: pytest.MonkeyPa
     few = replace(more, chosen="ridge, few")
     strange = predict(splits.train, splits.val, ipc=[1], indicator=few).recommendation
     assert strange.endswith("is like this one (by classes): trust it less.")
-    with pytest.raises(RunRefused, match="found 20 training images of class"):
-        predict(splits.train, splits.val, ipc=[1, 21], indicator=known_at(21))
+    part = predict(splits.train, splits.val, ipc=[1, 21], indicator=known_at(21))
+    assert {line.ipc for line in part.lines} == {1}
+    assert "At 21 per class no set can be made: class " in part.recommendation
+    with pytest.raises(RunRefused, match="has 20 training images; expected at least 21"):
+        predict(splits.train, splits.val, ipc=[21], indicator=known_at(21))
     with pytest.raises(UsageError, match="at 7 per class"):
         predict(splits.train, splits.val, ipc=[7], indicator=known)

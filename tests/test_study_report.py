@@ -1,5 +1,7 @@
 """The page of a study: what it says follows from the rows, and it works in a browser."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ from medistill.engine import Here
 from medistill.errors import RunRefused
 from medistill.indicator import SEED, Example, Indicator
 from medistill.plan import Data, Study, Way
-from medistill.report import study_prints
+from medistill.report import opened, study_prints
 from medistill.report.paper import paper
-from medistill.report.paper_answers import claim
-from medistill.report.study import Opened, render_study
+from medistill.report.paper_answers import by_variation, claim, noise_floor
+from medistill.report.study import render_study
 from medistill.report.study_figures import (
     cost_figure,
     curve_figure,
@@ -23,6 +25,7 @@ from medistill.report.study_figures import (
     indicator_figure,
     methods_of,
 )
+from medistill.report.study_opened import Opened
 from medistill.report.study_words import against_random, findings
 from medistill.study import Folder, Options, run_study
 from medistill.tabulate import Book, read_rows, write_rows
@@ -46,6 +49,8 @@ def row(source: str, method: str, ipc: int, seed: int, accuracy: float) -> dict[
         "auc": accuracy,
         "distill_seconds": None if baseline else 3.0,
         "data_digest": source,
+        "version": "0.1.0",
+        "device": "cpu",
     }
 
 
@@ -176,13 +181,13 @@ def toy(found: Book) -> Opened:
     )
     study = Study("toy", sources, (Way("dm"), Way("kcenter")), (1,), (NET,), about="A toy.")
     measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(4)}
-    return Opened(study, [], found, measured, [], SEED)
+    return Opened(Folder(Path("runs/toy")), study, [], found, measured, [], None)
 
 
 def test_the_paper_says_what_the_rows_say() -> None:
     rows = [r for group in book(0.05).groups.values() for r in group.rows]
     full = Book([{**FACTS, **one} for one in rows], (1,))
-    text = paper(toy(full), None, "runs/toy")
+    text = paper(toy(full))
     # All four gains are 5 points; of 16 flips of signs one is as large: p is 1 / 16.
     (line,) = [line for line in text.splitlines() if line.startswith("| dm | 5.0")]
     assert line.startswith("| dm | 5.0 [5.0, 5.0]; 4 above, 0 below of 4; p = 0.06")
@@ -201,17 +206,61 @@ def test_the_paper_says_what_the_rows_say() -> None:
     assert "make 1% to 1% of their papers' steps (median 1%)" in text
     assert "as random images chose them" not in text  # each set has pilots of its own
     alike = [{**r, "accuracy": 0.99} if r["method"] != "full" else r for r in rows]
-    told = paper(toy(Book([{**FACTS, **r} for r in alike], (1,))), None, "x")
+    told = paper(toy(Book([{**FACTS, **r} for r in alike], (1,))))
     assert "At 1 per class the best mean is that of" not in told  # nobody is best alone
     mixed = [{**r, "accuracy": 0.99} if r["source"] == "s0" else r for r in rows]
-    told = paper(toy(Book([{**FACTS, **r} for r in mixed], (1,))), None, "x")
+    told = paper(toy(Book([{**FACTS, **r} for r in mixed], (1,))))
     assert "that of dm on 3 of 4 sources; on 1 several are best alike." in told
     assert "s0 at 1" not in text.split("## Limits")[1].split("## Settings")[0]
     over = Book([{**FACTS, **r} for r in rows if r["method"] != "dm"], (1,))
-    assert "## The indicator" not in paper(toy(over), None, "runs/toy")
+    assert "## The indicator" not in paper(toy(over))
     high = [{**r, "accuracy": 0.99} if r["method"] == "dm" else r for r in rows]
-    told = paper(toy(Book([{**FACTS, **r} for r in high], (1,))), None, "x")
+    told = paper(toy(Book([{**FACTS, **r} for r in high], (1,))))
     assert "At 1 per class 4 sets beat all data beyond both intervals: dm on s0, dm on s1" in told
+
+
+def test_the_floor_is_the_error_of_true_means() -> None:
+    """Two syntheses of dm 0.2 apart have s = 0.1 sqrt(2); kcenter has one, and is left out."""
+    rows = [row("a", "dm", 1, seed, 0.5 + 0.2 * seed) for seed in range(2)]
+    rows += [
+        row("b", "dm", 1, 0, 0.5),
+        row("a", "kcenter", 1, 0, 0.5),
+        row("a", "random", 1, 0, 0.1),
+    ]
+    s = 0.1 * math.sqrt(2)
+    each = math.sqrt(2 / math.pi) * s
+    assert noise_floor(toy(Book(rows, (1,)))) == pytest.approx((each / math.sqrt(2) + each) / 2)
+    assert math.isnan(noise_floor(toy(Book(rows[2:], (1,)))))
+
+
+def test_variation_is_told_in_words() -> None:
+    """Eight sources: dm closes more of the gap the higher the Fisher ratio, kcenter at random."""
+    rows = []
+    for n in range(8):
+        closed = {"dm": n / 10, "kcenter": (n * 5 % 8) / 10, "random": 0.0, "full": 1.0}
+        for name, share in closed.items():
+            ipc = 0 if name == "full" else 1
+            rows += [row(f"s{n}", name, ipc, seed, 0.4 + 0.4 * share) for seed in range(2)]
+    found = toy(Book(rows, (1,)))
+    measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(8)}
+    (told,) = by_variation(replace(found, measured=measured))
+    assert told.startswith(
+        "At 1 per class dm (+1.00) closes more of the gap where classes vary less within (rank"
+    )
+    measured = {f"s{n}": {"variation": {"fisher": 0.9 - 0.1 * n}} for n in range(8)}
+    (told,) = by_variation(replace(found, measured=measured))
+    assert "dm (-1.00) closes more of the gap where they vary more (rank" in told
+    assert by_variation(found) == []  # four sources are measured: too few
+
+
+def test_tiles_and_soft_labels_are_told() -> None:
+    found = toy(book(0.05))
+    study = replace(found.study, methods=(Way("dm"), Way("sketch"), Way("datm")))
+    rows = [{**FACTS, **r} for group in found.book.groups.values() for r in group.rows]
+    text = paper(replace(found, study=study, book=Book(rows, (1,))))
+    assert "An image of sketch is 2 x 2 tiles" in text
+    assert "Labels of datm are learned and soft" in text
+    assert "tiles" not in paper(toy(Book(rows, (1,))))
 
 
 def test_the_claim_is_held_against_the_numbers() -> None:
@@ -257,7 +306,7 @@ def test_the_command_line_writes_words_and_figures(page: Path, tmp_path: Path) -
     assert list((tmp_path / "figures").glob("*.pdf"))
     for words, said in (
         ((str(tmp_path), "--figures", out), "a folder that study run wrote"),
-        ((study, "--indicator", "x.json"), "expected a study and --out FILE.md"),
+        ((str(tmp_path), "--indicator", "x.json"), "a folder that study run wrote"),
     ):
         wrong = run(*words)
         assert wrong.exit_code == 2
@@ -292,12 +341,12 @@ def test_names_are_text_and_never_markup(page: Path) -> None:
     assert "<i>alike" not in text
     assert "&lt;i&gt;alike&lt;/i&gt;" in text
     assert "12 cells have not been run" in text
-    assert render_study(Folder(page.parent / "out")) == text
+    assert render_study(opened(Folder(page.parent / "out"))) == text
 
 
 @pytest.mark.parametrize("form", ["svg", "pdf"])
 def test_figures_are_files_for_papers_and_repeat(page: Path, tmp_path: Path, form: Any) -> None:
-    study = page.parent / "out"
+    study = opened(Folder(page.parent / "out"))
     written = study_prints(study, tmp_path / "one", form)
     again = study_prints(study, tmp_path / "two", form)
     assert {path.name for path in written} >= {f"curve-0.{form}", f"cost-1.{form}"}
@@ -314,8 +363,8 @@ def test_figures_are_files_for_papers_and_repeat(page: Path, tmp_path: Path, for
 def test_an_empty_study_has_a_page(tmp_path: Path) -> None:
     run_study(tiny(tmp_path), tmp_path / "out", Here(), cache=tmp_path, options=Options(minutes=0))
     with pytest.raises(RunRefused, match="no finished cell"):
-        study_prints(tmp_path / "out", tmp_path / "figures")
-    text = render_study(Folder(tmp_path / "out"))
+        study_prints(opened(Folder(tmp_path / "out")), tmp_path / "figures")
+    text = render_study(opened(Folder(tmp_path / "out")))
     assert "No cell is done yet" in text
     assert "0 of 24 cells are done" in text
 

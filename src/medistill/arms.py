@@ -160,6 +160,11 @@ class Book:
                 "arm": [self.arm.name, self.arm.digest],
                 "data": self.splits.train.card.digest,
                 "precision": self.compute.precision,
+                # What sums round by.
+                "compiled": self.compute.compile,
+                "threads": torch.get_num_threads(),
+                "device": self.splits.train.device.type,
+                "torch": torch.__version__,
                 "version": __version__,
             }
         )

@@ -19,7 +19,7 @@ from .arms import RATES, arm_rows, full_arm, random_arm, synthetic_arm
 from .audit import audit_run
 from .backbones import backbone as read_backbone
 from .budget import Budget
-from .compute import Compute, find_device
+from .compute import Compute, find_device, forget_peak
 from .data import load
 from .distill import Run, distill, distill_to
 from .errors import DataError, MedistillError, NoRoom, RunRefused, UsageError
@@ -27,6 +27,7 @@ from .measure import measure
 from .methods import Task, make
 from .methods.base import recipe_of
 from .methods.random import Random
+from .places import cache_folder
 from .progress import hushed
 from .records import Json, digest, locked, to_record
 from .sets import Recipe, Splits, SyntheticSet
@@ -113,21 +114,26 @@ class Job(NamedTuple):
     """A cell with what a worker needs to run it; it travels to workers.
 
     `recipe` is what a method's students are trained by where random images chose it; `scratch` is
-    a folder for what is not finished yet.
+    a folder for what is not finished yet. Without a `cache` the worker's machine has its own.
     """
 
     cell: Cell
     recipe: Json | None
     root: Path | None
     offline: bool
-    cache: Path
+    cache: Path | None
     command: str = ""
     device: str = "cpu"
 
     @property
     def scratch(self) -> Path:
         """The folder of an unfinished distillation, which goes on there."""
-        return self.cache / "cells" / self.cell.key
+        return self.shared / "cells" / self.cell.key
+
+    @property
+    def shared(self) -> Path:
+        """The folder of what several cells need."""
+        return self.cache or cache_folder()
 
 
 class Result(NamedTuple):
@@ -146,6 +152,7 @@ def run_cell(job: Job) -> Result:
     """
     begin = time.monotonic()
     torch.set_num_threads(job.cell.protocol.threads)
+    forget_peak()  # of the cells before it in this process
     record: Json = {
         "format": FORMAT,
         "key": job.cell.key,
@@ -220,7 +227,7 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
         student,
         seeds=cell.students,
         rates=() if job.recipe else protocol.rates,
-        cache=None if made else job.cache,
+        cache=None if made else job.shared,
         compute=compute,
     )
     if made and cell.audit:
@@ -230,7 +237,7 @@ def _run(job: Job) -> tuple[Json, bytes | None]:
             models=cell.audit,
             seed=cell.seed,
             compute=compute,
-            cache=job.cache,
+            cache=job.shared,
         )
         counts["audit"] = {name: found[name] for name in found if name not in UNTOLD}
     if made:
@@ -258,9 +265,11 @@ def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:
     cell = job.cell
     method = make(cell.method, cell.settings)
     run = Run(method, task, cell.seed, cell.source, job.command, cell.steps)
+    begun = (job.scratch / "run.json").is_file()
+    if not begun:  # what a kill left before there was anything to go on from
+        shutil.rmtree(job.scratch, ignore_errors=True)
     try:
-        begun = (job.scratch / "run.json").is_file()
-        record = distill_to(job.scratch, run, resume=begun, cache=job.cache)
+        record = distill_to(job.scratch, run, resume=begun, cache=job.shared)
     except NoRoom:
         raise
     except (RunRefused, DataError):
@@ -269,7 +278,7 @@ def _distilled(job: Job, task: Task) -> tuple[SyntheticSet, Json, bytes]:
             raise
         # What stands there was written by another version, or is damaged.
         shutil.rmtree(job.scratch, ignore_errors=True)
-        record = distill_to(job.scratch, run, resume=False, cache=job.cache)
+        record = distill_to(job.scratch, run, resume=False, cache=job.shared)
     made = SyntheticSet.load(job.scratch / "synthetic.safetensors")
     names = ("images", "steps_done", "paper_steps", "start", "real_pixels", "outside", "settings")
     counts = {name: record[name] for name in names} | {

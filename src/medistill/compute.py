@@ -10,7 +10,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ BLOCK_PIXELS = 32 * 32
 REPAYS_S = 90.0
 Mode = Literal["auto", "on", "off"]
 # What torch's compiler says of its own doings.
+_STATUS = Path("/proc/self/status")
 QUIET = (
     r"The \.grad attribute of a Tensor that is not a leaf",
     r".torch\.jit\.script(_method)?. is deprecated",
@@ -180,8 +181,18 @@ def find_device(name: str) -> torch.device:
 def peak_memory() -> int:
     """Return the peak resident memory in bytes, of this process or of its largest worker."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peak = max(resource.getrusage(one).ru_maxrss for one in who)
+    own, workers = (resource.getrusage(one).ru_maxrss for one in who)
+    if _STATUS.is_file():  # getrusage's own may be that of the process which started this one
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    peak = max(own, workers)
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Count the peak of this process from now on, where the system lets it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 @cache
@@ -191,8 +202,9 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     Raises: UsageError when there is no C++ compiler.
     """
     require_compiler()
-    # The default of 8 is below the sizes and architectures that one study meets.
-    torch._dynamo.config.recompile_limit = 64
+    # The default of 8 is below the sizes and architectures that one study meets. Beyond the limit
+    # torch would go on uncompiled without a word: slower, and rounded by what came before.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
     with quietly():
         compiled = torch.compile(function, dynamic=False)
 

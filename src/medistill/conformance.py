@@ -235,6 +235,11 @@ def check_origin(make: Make) -> None:
     found = (origin.method, origin.settings, origin.seed, origin.start, origin.data_digest)
     expected = (method.name, to_record(method), 7, method.start, real.card.digest)
     _require(found == expected, f"found the origin {found}; expected {expected}")
+    soft = not bool((synthetic.labels.max(1).values == 1).all())
+    _require(
+        soft <= method.soft_labels,
+        "found soft labels; expected the method's soft_labels to be True, or one class an image",
+    )
     pixels = real.images.float().div(255).flatten(1)
     apart = torch.cdist(synthetic.images.flatten(1), pixels).min()
     _require(

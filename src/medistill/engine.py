@@ -2,20 +2,23 @@
 
 import ast
 import inspect
+import math
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 KNOCK_S = 5.0
 TRIES = 3  # runs of a task whose worker was lost
+AHEAD = 1024  # items among which a worker looks for one like its last
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,18 @@ class Engine(ABC):
 
     @abstractmethod
     def done(
-        self, function: Callable[[T], R], items: Iterable[T]
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        like: Callable[[T], object] | None = None,
+        until: float = math.inf,
     ) -> Iterator[tuple[int, R | Lost]]:
         """Yield (number of the item, function(item)) as tasks end, in any order.
 
         Items are taken as workers get free, so they need not all be in memory. A lost worker costs
-        its task only, which runs again; `Lost` stands for a result that never came.
+        its task only, which runs again; `Lost` stands for a result that never came. Where `like`
+        says what an item is like, local workers keep to items that are like their last, for which
+        they have loaded and compiled what is needed. None begins after `until` (monotonic seconds).
         Raises: what the function raises.
         """
 
@@ -72,7 +82,11 @@ class Here(Engine):
     """Run tasks in this process, one after another."""
 
     def done(
-        self, function: Callable[[T], R], items: Iterable[T]
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        like: Callable[[T], object] | None = None,
+        until: float = math.inf,
     ) -> Iterator[tuple[int, R | Lost]]:
         """Yield the results.
 
@@ -80,7 +94,52 @@ class Here(Engine):
             >>> list(Here().map(abs, [-1, 2]))
             [1, 2]
         """
-        return enumerate(map(function, items))
+        for number, item in enumerate(items):
+            if time.monotonic() > until:
+                return
+            yield number, function(item)
+
+
+class _Queue(Generic[T]):
+    """Items that wait, with their numbers."""
+
+    def __init__(
+        self, items: Iterable[T], like: Callable[[T], object] | None, until: float
+    ) -> None:
+        self._source = enumerate(items)
+        self._like = like or (lambda _: None)
+        self._ahead: list[tuple[int, T, object]] = []
+        self._most = AHEAD if like else 1
+        self._until = until
+
+    def next(self, last: object, others: Collection[object]) -> tuple[int, T, object] | None:
+        """Return an item like the worker's last, else one that no other worker has begun on.
+
+        None when there is no item, or no time.
+        """
+        if time.monotonic() > self._until:
+            return None
+        for number, item in islice(self._source, self._most - len(self._ahead)):
+            self._ahead.append((number, item, self._like(item)))
+        if not self._ahead:
+            return None
+        places = range(len(self._ahead))
+        alike = (place for place in places if self._ahead[place][2] == last)
+        fresh = (place for place in places if self._ahead[place][2] not in others)
+        return self._ahead.pop(next(alike, next(fresh, 0)))
+
+
+class _Idle(NamedTuple):
+    worker: ProcessPoolExecutor
+    like: object  # of its last item
+
+
+class _Busy(NamedTuple, Generic[T]):
+    worker: ProcessPoolExecutor
+    number: int
+    item: T
+    like: object
+    tries: int
 
 
 @dataclass(frozen=True)
@@ -93,38 +152,46 @@ class Processes(Engine):
     workers: int
 
     def done(
-        self, function: Callable[[T], R], items: Iterable[T]
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        like: Callable[[T], object] | None = None,
+        until: float = math.inf,
     ) -> Iterator[tuple[int, R | Lost]]:
         """Yield the results.
 
         Raises: UsageError when a script calls this as it is imported, for workers import it too.
         """
         _check_guarded()
-        source = enumerate(items)
-        free = [self._worker() for _ in range(self.workers)]
-        running: dict[Future[R], tuple[ProcessPoolExecutor, int, T, int]] = {}
+        queue = _Queue(items, like, until)
+        free = [_Idle(self._worker(), None) for _ in range(self.workers)]
+        running: dict[Future[R], _Busy[T]] = {}
         try:
             while True:
-                while free and (following := next(source, None)) is not None:
-                    future, worker = self._given(free.pop(), function, following[1])
-                    running[future] = (worker, *following, 1)
+                begun = [one.like for one in running.values()]
+                while free and (following := queue.next(free[-1].like, begun)) is not None:
+                    number, item, what = following
+                    future, worker = self._given(free.pop().worker, function, item)
+                    running[future] = _Busy(worker, number, item, what, 1)
+                    begun.append(what)
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    worker, number, item, tries = running.pop(future)
+                    one = running.pop(future)
+                    worker = one.worker
                     result: R | Lost = Lost()
                     try:
                         result = future.result()
                     except BrokenProcessPool:
                         worker = self._worker()
-                        if tries < TRIES:
-                            again = worker.submit(function, item)
-                            running[again] = (worker, number, item, tries + 1)
+                        if one.tries < TRIES:
+                            again = worker.submit(function, one.item)
+                            running[again] = one._replace(worker=worker, tries=one.tries + 1)
                             continue
-                    free.append(worker)
-                    yield number, result
+                    free.append(_Idle(worker, one.like))
+                    yield one.number, result
         finally:
-            for worker in [*free, *(one[0] for one in running.values())]:
+            for worker in [one.worker for one in free] + [one.worker for one in running.values()]:
                 _end(worker)
 
     def _given(
@@ -213,12 +280,16 @@ class Cluster(Engine):
     gpus: float = 0.0
 
     def done(
-        self, function: Callable[[T], R], items: Iterable[T]
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        like: Callable[[T], object] | None = None,
+        until: float = math.inf,
     ) -> Iterator[tuple[int, R | Lost]]:
         """Yield the results.
 
         Raises: what the function raises; UsageError when the ray extra is not installed; RunRefused
-        when the cluster cannot be reached.
+        when the cluster cannot be reached, or no node of it has what a task takes.
         """
         ray = self._connected()
         task = ray.remote(_call).options(
@@ -229,7 +300,8 @@ class Cluster(Engine):
         while True:
             # Twice as many as there are places, so that no place waits for this process.
             places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / max(self.cpus, 0.01)))
-            while len(running) < places and (following := next(source, None)) is not None:
+            late = time.monotonic() > until
+            while len(running) < places and not late and (following := next(source, None)):
                 running[task.remote(function, following[1])] = following[0]
             if not running:
                 return
@@ -238,8 +310,8 @@ class Cluster(Engine):
 
     def _connected(self) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        # A task without a GPU sees none: as Ray will have it, and without its warning.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # A task without a GPU sees none; else all of them would share the first.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         ray = extra("ray", "ray")
         if not ray.is_initialized():
             try:
@@ -253,7 +325,18 @@ class Cluster(Engine):
                     f"({str(error).splitlines()[0]}); expected one that `ray start --head` began, "
                     "with the same token (RAY_AUTH_TOKEN_PATH)"
                 ) from None
+        self._check_room(ray)
         return ray
+
+    def _check_room(self, ray: Any) -> None:
+        """Refuse what no node has: Ray would wait for such a node for ever."""
+        nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
+        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in nodes):
+            have = ", ".join(f"{n.get('CPU', 0):g} and {n.get('GPU', 0):g}" for n in nodes)
+            raise RunRefused(
+                f"found nodes with CPUs and GPUs: {have or 'none'}; expected one with "
+                f"{self.cpus:g} and {self.gpus:g}: lower --gpus or the protocol's threads"
+            )
 
 
 def _reachable(address: str | None) -> None:
@@ -293,11 +376,13 @@ def _fetched(ray: Any, ready: Any) -> Any:
         ) from None
 
 
-def local(workers: int) -> Engine:
+def local(workers: int, threads: int = 1) -> Engine:
     """Return the engine of this machine with so many workers (1: this process).
 
-    Raises: UsageError when there is less than one.
+    0: as many as there are cores for, where a task runs in so many `threads`.
+    Raises: UsageError when there is less than none.
     """
-    if workers < 1:
+    if workers < 0:
         raise UsageError(f"found --workers {workers}; expected at least 1")
+    workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
     return Here() if workers == 1 else Processes(workers)

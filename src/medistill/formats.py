@@ -86,20 +86,30 @@ def _finite(value: float | None) -> float | None:
 
 def as_latex(made: Table) -> str:
     """Return a table as LaTeX (booktabs)."""
-
-    def safe(text: str) -> str:
-        return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
-
     lines = [
         f"\\begin{{tabular}}{{{'l' * len(made.corner)}{'r' * len(made.columns)}}}",
         "\\toprule",
     ]
-    lines.append(" & ".join(map(safe, (*made.corner, *made.columns))) + " \\\\")
+    lines.append(" & ".join(map(_tex, (*made.corner, *made.columns))) + " \\\\")
     lines.append("\\midrule")
     for head, cells in made.lines:
-        texts = (*map(safe, head), *(text_of(cell, made.metric, "--") for cell in cells))
+        texts = map(_tex, (*head, *(text_of(cell, made.metric, "--") for cell in cells)))
         lines.append(" & ".join(texts) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+TEX = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "≤": r"$\le$",
+    "[": "{[}",  # after the end of a line it would be that command's argument
+    "]": "{]}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in text)
 
 
 def as_html(made: Table) -> str:

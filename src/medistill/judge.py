@@ -306,15 +306,9 @@ def _ranks(values: Array, there: NDArray[np.bool_]) -> Array:
     return ranks / max(float(np.linalg.norm(ranks)), 1e-12)
 
 
-def joined(groups: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Return the places that belong together, by a name that they share or by others between."""
-    parts: list[tuple[set[str], list[int]]] = []
-    for place, names in enumerate(groups):
-        near = [part for part in parts if part[0] & {*names}]
-        parts = [part for part in parts if part not in near]
-        together = {*names}.union(*(part[0] for part in near))
-        parts.append((together, sorted([place, *(i for part in near for i in part[1])])))
-    return sorted(places for _, places in parts)
+def apart(families: Sequence[Sequence[str]]) -> list[str]:
+    """Return the families of datasets that are made of one alone, each once."""
+    return sorted({names[0] for names in families if len(names) == 1})
 
 
 def flipped(
@@ -326,20 +320,22 @@ def flipped(
     """Return how often chance alone would make the errors smaller than the others by as much.
 
     A sign-flip test over datasets of the mean difference (others - errors): under the null either
-    sign of a dataset's difference is as likely. Datasets that share a group (family), or are held
-    together by a third, keep one sign: they are not independent. All flips are made where they are
-    fewer than `times`, which gives the exact p; else p is as in `permuted`. 1 where errors and
-    others are the same.
+    sign of a dataset's difference is as likely. Datasets of one group (family) keep one sign, for
+    they are not independent, and those of several are left out, for they would tie all together.
+    All flips are made where they are fewer than `times`, which gives the exact p; else p is as in
+    `permuted`. 1 where errors and others are the same, or nothing is known.
     Shapes: errors, others [datasets, ...], nan where nothing is known.
     """
     gain = (others - errors).reshape(len(errors), -1)
     known = np.isfinite(gain).any(1)
+    if groups:
+        known = known & np.array([len(names) == 1 for names in groups])
     if not known.any():
         return 1.0
     gain = np.nanmean(gain[known], 1)
     if groups:
-        parts = joined([groups[i] for i in np.flatnonzero(known).tolist()])
-        gain = np.array([gain[part].sum() for part in parts])
+        own = np.array([groups[place][0] for place in np.flatnonzero(known).tolist()])
+        gain = np.array([gain[own == name].sum() for name in np.unique(own)])
     if not np.abs(gain).max() > 0:
         return 1.0
     least = gain.sum() - 1e-12

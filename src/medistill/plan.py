@@ -88,6 +88,12 @@ class Study:
     protocol: Protocol = field(default_factory=Protocol)
     about: str = ""
 
+    @property
+    def every_budget(self) -> tuple[int, ...]:
+        """The study's budgets, then those that its sources have of their own."""
+        own = (ipc for data in self.sources for ipc in data.budgets)
+        return tuple(dict.fromkeys((*self.budgets, *own)))
+
 
 class Place(NamedTuple):
     """Where a cell stands in the grid, by the names that tables use."""
@@ -205,7 +211,7 @@ def _check_numbers(study: Study) -> None:
         raise UsageError(f"found an audit of fewer than {FEWEST} models; expected 0, or more")
     protocol = to_record(study.protocol)
     counts = {name: protocol[name] for name in COUNTS} | {"seeds": study.seeds}
-    counts |= {f"budget {one}": one for one in (*study.budgets, *study.curve)}
+    counts |= {f"budget {one}": one for one in (*study.every_budget, *study.curve)}
     for way in study.methods:
         counts |= {f"steps of {way.title}": one for one in way.steps.values()}
     for name, count in counts.items():
@@ -213,17 +219,20 @@ def _check_numbers(study: Study) -> None:
             raise UsageError(f"found {name}: {count} in the study; expected 1 or more")
     if not all(0 < rate < math.inf for rate in study.protocol.rates):
         raise UsageError(f"found rates {study.protocol.rates}; expected numbers above 0")
-    known = {*study.budgets, *(ipc for data in study.sources for ipc in data.budgets)}
+    known = study.every_budget
     for way in study.methods:
-        if unknown := {*way.budgets} - known:
+        if unknown := {*way.budgets} - {*known}:
             raise UsageError(
                 f"found budgets {', '.join(map(str, sorted(unknown)))} of {way.title}; expected "
-                f"some of the study's: {', '.join(map(str, sorted(known)))}"
+                f"some of the study's: {', '.join(map(str, known))}"
             )
 
 
 def grid(study: Study) -> dict[Place, Cell]:
-    """Return all cells by their place: baselines first, then method by method, seed by seed."""
+    """Return all cells by their place: baselines, the first seed of all sources, then the others.
+
+    The other seeds of a source come together, so that what a worker loaded and compiled serves all.
+    """
     cells: dict[Place, Cell] = {}
     protocol = study.protocol
     for backbone, data in product(study.backbones, study.sources):
@@ -235,8 +244,9 @@ def grid(study: Study) -> dict[Place, Cell]:
     for data in study.sources if study.measure else ():
         place = Place(data.title, MEASURE, 0, study.backbones[0], 0)
         cells[place] = Cell("measure", data.source, study.backbones[0], protocol)
-    for seed, backbone, data in product(range(study.seeds), study.backbones, study.sources):
-        for ipc, way in product(data.budgets or study.budgets, study.methods):
+    turns = product((range(1), range(1, study.seeds)), study.backbones, study.sources)
+    for seeds, backbone, data in turns:
+        for seed, ipc, way in product(seeds, data.budgets or study.budgets, study.methods):
             if data.methods and way.title not in data.methods:
                 continue
             if way.budgets and ipc not in way.budgets:

@@ -79,10 +79,11 @@ def predict(
     study's own student and lengths (see `Indicator.about`), not of the papers'. `gap_closed` is
     that of `Indicator.gap`; None where full data is predicted within 0.01 of random images. `worth`
     is how many random images per class would reach the predicted accuracy, by their predictions at
-    all sizes that the study has; infinite beyond the largest.
+    all sizes that the study has; infinite beyond the largest. Budgets that a class cannot fill are
+    left out, and that is said.
     Raises: UsageError when the data has several labels of an image, or the indicator does not know
-    a method or budget; RunRefused when a class has too few images for a budget; DataError when no
-    indicator is there.
+    a method or budget; RunRefused when a class has too few images for all of them; DataError when
+    no indicator is there.
     """
     begin = time.monotonic()
     known = indicator or load_indicator()
@@ -91,7 +92,7 @@ def predict(
             known.check(method, each)
         if not any(known.knows(method, each) for method in known.methods()):
             known.check(known.methods()[0], each)
-    _check_sizes(train, ipc)
+    ipc, too_many = _that_fit(train, ipc)
     measured = measure(train, val, seed=seed, engine=engine)
     random = {each: _random(known, measured, each) for each in ipc}
     full = {name: known.predict(measured, "full", 0, name) for name in METRICS}
@@ -107,6 +108,8 @@ def predict(
             lines.append(Line(method, each, scores["accuracy"], scores["auc"], gap, value))
     accuracy = {each: scores["accuracy"] for each, scores in random.items()}
     told = recommendation(lines, accuracy, full["accuracy"])
+    if too_many:
+        told += f" {too_many}"
     if strange := sorted({name for each in ipc for name in known.strange(measured, each)}):
         told += (
             f" No dataset of the study is like this one (by {', '.join(strange)}): trust it less."
@@ -115,17 +118,16 @@ def predict(
     return Prediction(tuple(lines), random, full, told, measured, known.about, spent)
 
 
-def _check_sizes(train: RealSet, ipc: Sequence[int]) -> None:
-    """Refuse budgets that a class cannot fill: no method could be run there."""
-    sizes = {
-        name: len(members) for name, members in zip(train.card.classes, train.by_class, strict=True)
-    }
-    least = min(sizes, key=lambda name: sizes[name])
-    if max(ipc) > sizes[least]:
-        raise RunRefused(
-            f"found {sizes[least]} training images of class {least!r}; expected at least "
-            f"{max(ipc)}: ask for fewer per class with --ipc"
-        )
+def _that_fit(train: RealSet, ipc: Sequence[int]) -> tuple[list[int], str]:
+    """Return the budgets that every class can fill, and a sentence on the others."""
+    sizes = [len(members) for members in train.by_class]
+    least = min(sizes)
+    fit = [each for each in ipc if each <= least]
+    told = f"class {train.card.classes[sizes.index(least)]!r} has {least} training images"
+    if not fit:
+        raise RunRefused(f"found that {told}; expected at least {min(ipc)}: ask for fewer by --ipc")
+    beyond = ", ".join(str(each) for each in ipc if each > least)
+    return fit, f"At {beyond} per class no set can be made: {told}." if beyond else ""
 
 
 def _random(known: Indicator, measured: Json, ipc: int) -> dict[str, Score]:

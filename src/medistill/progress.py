@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -63,6 +64,11 @@ def _columns() -> tuple[ProgressColumn, ...]:
     return name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
 
 
+def _bar(*columns: ProgressColumn, **more: Any) -> Progress:
+    """Return a bar whose rate and time left do not vanish where one unit takes minutes."""
+    return Progress(*columns, speed_estimate_period=3600, **more)
+
+
 @contextmanager
 def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Advance]:
     """Show progress of `total` units and hand out `advance(n=1, note="")`.
@@ -75,16 +81,15 @@ def progress(what: str, total: int, *, done: int = 0, quiet: bool = False) -> It
         yield lambda n=1, note="": None
     elif sys.stderr.isatty():
         columns = (*_columns(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with _bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, note=note)
     else:
-        yield _line_writer(what, total, done)
+        yield _line_writer(what, total, done, time.monotonic())
 
 
-def _line_writer(what: str, total: int, done: int) -> Advance:
-    begin = last = time.monotonic()
-    count = done
+def _line_writer(what: str, total: int, done: int, begin: float) -> Advance:
+    last, count = begin, done
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal last, count
@@ -118,7 +123,8 @@ def board(what: str, rows: Sequence[str], columns: Sequence[str]) -> Iterator[Sh
     """
     counts: dict[tuple[str, str], Counter[str]] = {}
     live = sys.stderr.isatty() and not _hushed.get()
-    bar = Progress(*_columns(), disable=not live)
+    bar = _bar(*_columns(), disable=not live)
+    begin = time.monotonic()
     task = bar.add_task(what, total=0)
     line: Advance | None = None
 
@@ -134,7 +140,7 @@ def board(what: str, rows: Sequence[str], columns: Sequence[str]) -> Iterator[Sh
             return
         bar.update(task, advance=1)
         if not live and not _hushed.get():
-            line = line or _line_writer(what, total, total - left - 1)
+            line = line or _line_writer(what, total, total - left - 1, begin)
             line(note=f"{row}, {column}: {state}")
         if live:
             screen.update(Group(_grid(counts, rows, columns), bar))

@@ -1,5 +1,6 @@
 """A study: the cells of its plan, run one by one and kept in a folder."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is run; nothing here changes a number.
+    """How a study is run; nothing here but `device`, by rounding, changes a number.
 
     `retry` runs failed and refused cells again; `only` are keys of cells, or words that a cell's
     source, method or backbone must be; after `minutes` no further cell begins. `track` also writes
@@ -77,7 +78,7 @@ class Options:
 
     retry: bool = False
     only: tuple[str, ...] = ()
-    minutes: float | None = None
+    minutes: float = math.inf
     root: Path | None = None
     offline: bool = False
     device: str = "cpu"
@@ -89,7 +90,7 @@ def run_study(
     to: Path,
     engine: Engine,
     *,
-    cache: Path,
+    cache: Path | None,
     options: Options = Options(),  # frozen
 ) -> dict[str, int]:
     """Run all cells of a study that have not been run, and return how many stand in which state.
@@ -97,6 +98,7 @@ def run_study(
     Baselines come first: where the protocol tunes by random images, methods train by what these
     chose. A cell's file is written when it is done, so that a run may be killed at any time; what
     a cell had distilled so far goes on from its checkpoint.
+    What several cells need is kept in `cache`; None: where each worker's machine keeps its own.
     Raises: DataError when the folder holds a damaged cell; UsageError when `only` fits no cell.
     """
     check_track(options.track)
@@ -106,29 +108,30 @@ def run_study(
         said = " ".join(options.only)
         raise UsageError(f"found no cell for {said}; see `medistill study status`")
     folder.write(study)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    until = time.monotonic() + 60 * options.minutes
     states = {one.place: one.state for one in entries_of(folder, wanted)}
+    again = {place for place, state in states.items() if _runs(state, options.retry)}
     rows = [data.title for data in study.sources]
     columns = [*(way.title for way in study.methods), *BASELINES, MEASURE]
     with board(study.name, rows, columns) as show:
         for place, state in states.items():
-            show(place.source, place.method, state)
+            show(place.source, place.method, MISSING if place in again else state)
         for baseline in (True, False):
             items = [
                 (place, cell)
                 for place, cell in wanted.items()
                 if (cell.kind != "method") == baseline
-                and _runs(states[place], options.retry)
+                and place in again
                 and (baseline or _has_recipe(place, cell, states))
             ]
-            jobs = _jobs(items, cells, folder, options, cache, until)
-            for number, result in engine.done(run_cell, jobs):
+            jobs = _jobs(items, cells, folder, options, cache)
+            for number, result in engine.done(run_cell, jobs, _source, until):
                 place, cell = items[number]
                 made = _lost(cell, result) if isinstance(result, Lost) else result
                 folder.keep(cell.key, made)
                 if options.track:
                     _track(options.track, place, made.record)
-                show(place.source, place.method, str(made.record["status"]), states[place])
+                show(place.source, place.method, str(made.record["status"]), MISSING)
                 states[place] = str(made.record["status"])
     return {name: list(states.values()).count(name) for name in sorted(set(states.values()))}
 
@@ -194,13 +197,10 @@ def _jobs(
     cells: Mapping[Place, Cell],
     folder: Folder,
     options: Options,
-    cache: Path,
-    until: float | None,
+    cache: Path | None,
 ) -> Iterator[Job]:
-    """Yield the jobs of cells until the time is up, each with its recipe where one was chosen."""
+    """Yield the jobs of cells, each with its recipe where one was chosen."""
     for place, cell in items:
-        if until is not None and time.monotonic() > until:
-            return
         recipe = None
         if cell.kind == "method" and cell.protocol.tuning == "random":
             held = folder.cell(cells[_chooser(place)].key)
@@ -215,6 +215,11 @@ def _jobs(
             f"medistill study run {folder.path / 'study.yaml'} --only {cell.key} --out again",
             options.device,
         )
+
+
+def _source(job: Job) -> str:
+    """Return what a worker has loaded and compiled for."""
+    return job.cell.source
 
 
 def _track(where: str, place: Place, record: Json) -> None:

@@ -231,6 +231,11 @@ class Book:
             seen.setdefault(row["source"], set()).add(row["data_digest"])
         return [source for source, digests in seen.items() if len(digests) > 1]
 
+    def made_by(self) -> list[str]:
+        """Return by which versions and on which kinds of device the cells were made."""
+        rows = (row for group in self.groups.values() for row in group.rows)
+        return sorted({f"version {row['version']} on {row['device']}" for row in rows})
+
     def curve(self, source: str, backbone: str, metric: str = "accuracy") -> dict[int, Score]:
         """Return the scores of random images by their number per class."""
         found = {
@@ -267,11 +272,14 @@ def table(
 ) -> Table:
     """Return a table of one metric; what is neither in `rows` nor `columns` nor fixed joins rows.
 
-    Raises: UsageError when a dimension or metric is unknown, or `fixed` names what is not there.
+    Raises: UsageError when a dimension or metric is unknown, a dimension stands twice, or `fixed`
+    names what is not there.
     """
     for name in (*rows, *columns, *(fixed or {})):
         if name not in DIMENSIONS:
             raise UsageError(f"found no dimension {name!r}: {nearest(name, DIMENSIONS)}")
+        if [*rows, *columns].count(name) > 1:
+            raise UsageError(f"found {name} twice in rows and columns; expected it once")
     choices: dict[str, list[Any]] = {}
     for name in DIMENSIONS:
         choices[name] = book.names(name)

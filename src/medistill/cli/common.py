@@ -43,7 +43,9 @@ Track = Annotated[
         show_default=False,
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that share the work; 1: this one.")]
+Workers = Annotated[
+    int, typer.Option(help="Processes that share the work; 1: this one; 0: as many as cores.")
+]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "
     "folder:PATH, combine:A,B, or an existing path. Options follow after ';' (quote it): "

@@ -36,7 +36,7 @@ def predict(
         Path | None,
         typer.Option(help="What study fit-indicator wrote; the shipped one unless given."),
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = 0,
     seed: Seed = 0,
     window: Window = None,
     spacing: Spacing = None,

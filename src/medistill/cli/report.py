@@ -8,6 +8,7 @@ import typer
 from .common import AsJson, emit, guarded
 from .package import Threshold, Trust, Unsigned, is_package, signer_of
 
+Form = Literal["pdf", "svg", "png"]
 Noted = Annotated[
     Path | None,
     typer.Option(
@@ -32,15 +33,13 @@ def report(
     ] = Path("report.html"),
     indicator: Annotated[
         Path | None,
-        typer.Option(help="For a study's FILE.md: what study fit-indicator wrote."),
+        typer.Option(help="Of a study: what study fit-indicator wrote."),
     ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(help="Of a study: a folder for its figures as files, for papers."),
     ] = None,
-    form: Annotated[
-        Literal["pdf", "svg", "png"], typer.Option(help="The form of --figures.")
-    ] = "pdf",
+    form: Annotated[Form, typer.Option(help="The form of --figures.")] = "pdf",
     ledger: Noted = None,
     trust: Trust = None,
     unsigned: Unsigned = False,
@@ -56,35 +55,36 @@ def report(
     Example: medistill report runs/first --out report.html
     """
     from ..errors import UsageError
-    from ..report import study_prints
 
     of_study = (run / "study.yaml").is_file()
     if figures is not None and not of_study:
         raise UsageError(f"found --figures for {run}; expected a folder that study run wrote")
-    if indicator is not None and not (out.suffix == ".md" and of_study):
-        raise UsageError(f"found --indicator for {out}; expected a study and --out FILE.md")
+    if indicator is not None and not of_study:
+        raise UsageError(f"found --indicator for {run}; expected a folder that study run wrote")
     packed = is_package(run, trust)
     if ledger is not None and (of_study or packed):
         raise UsageError(f"found --ledger for {run}; expected an audited run")
+    drawn: list[Path] = []
     if packed:
         _of_package(run, out, (trust, unsigned, threshold))
     elif of_study:
-        _of_study(run, out, indicator)
+        drawn = _of_study(run, out, indicator, figures, form)
     else:
         _of_run(run, out, ledger)
-    drawn = study_prints(run, figures, form) if figures is not None else []
     text = str(out) + (f"\n{len(drawn)} figures in {figures}" if drawn else "")
     emit({"page": str(out), "figures": [str(path) for path in drawn]}, text, as_json)
 
 
-def _of_study(folder: Path, out: Path, indicator: Path | None) -> None:
+def _of_study(
+    folder: Path, out: Path, indicator: Path | None, figures: Path | None, form: Form
+) -> list[Path]:
     from ..indicator import load_indicator
-    from ..report import study_paper, study_report
+    from ..report import opened, study_paper, study_prints, study_report
+    from ..study import Folder
 
-    if out.suffix == ".md":
-        study_paper(folder, out, load_indicator(indicator) if indicator else None)
-    else:
-        study_report(folder, out)
+    found = opened(Folder(folder), load_indicator(indicator) if indicator else None)
+    (study_paper if out.suffix == ".md" else study_report)(found, out)
+    return study_prints(found, figures, form) if figures is not None else []
 
 
 def _of_run(folder: Path, out: Path, ledger: Path | None) -> None:

@@ -1,5 +1,6 @@
 """medistill study: a grid of datasets, methods and budgets, run, resumed and tabulated."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..places import cache_folder
-from .common import AsJson, DataRoot, Device, Offline, Track, Workers, at_least_one, emit, guarded
+from .common import AsJson, DataRoot, Device, Offline, Track, Workers, emit, guarded
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -68,12 +69,14 @@ def run(
     from ..progress import say
     from ..study import Options, run_study
 
-    at_least_one(workers=workers or None)
     said = read_study(study / "study.yaml" if study.is_dir() else study)
     folder = out or (study if study.is_dir() else Path(study.stem))
-    options = Options(retry, tuple(only or ()), minutes, data_root, offline, device, track)
-    where = _engine(engine, workers, address, gpus, said)
-    states = run_study(said, folder, where, cache=cache_folder(), options=options)
+    most = math.inf if minutes is None else minutes
+    options = Options(retry, tuple(only or ()), most, data_root, offline, device, track)
+    where = _engine(engine, (workers, address, gpus), device, said.protocol.threads)
+    # Nodes of a cluster may be other users' and have other disks.
+    cache = None if engine == "ray" else cache_folder()
+    states = run_study(said, folder, where, cache=cache, options=options)
     text = ", ".join(f"{count} {state}" for state, count in states.items())
     record = {"study": str(folder), "cells": states}
     emit(record, f"{text}: medistill study table {folder}", as_json)
@@ -82,18 +85,24 @@ def run(
         raise typer.Exit(1)
 
 
-def _engine(name: str, workers: int, address: str | None, gpus: float, study: "Study") -> "Engine":
-    import os
-
+def _engine(name: str, asked: tuple[int, str | None, float], device: str, threads: int) -> "Engine":
     from ..engine import Cluster, local
     from ..errors import UsageError
 
-    threads = study.protocol.threads
-    if name == "ray":
-        return Cluster(address, threads, gpus)
-    if address:
-        raise UsageError("found --address for local processes; expected --engine ray beside it")
-    return local(workers or max(1, len(os.sched_getaffinity(0)) // threads))
+    workers, address, gpus = asked
+    if name == "local":
+        if address or gpus:
+            flag = "--address" if address else "--gpus"
+            raise UsageError(f"found {flag} for local processes; expected --engine ray beside it")
+        return local(workers, threads)
+    if workers:
+        raise UsageError("found --workers for a Ray cluster; expected --engine local beside it")
+    if device == "cuda" and not gpus:
+        raise UsageError(
+            "found --device cuda on a Ray cluster without --gpus; expected what part of a GPU a "
+            "cell takes, as --gpus 1"
+        )
+    return Cluster(address, threads, gpus)
 
 
 @app.command()
@@ -169,7 +178,7 @@ def table(
         if not equals:
             raise UsageError(f"found --only {word}; expected DIMENSION=VALUE, as ipc=10")
         fixed[name] = value
-    book = Book(all_rows(said, entries), said.budgets)
+    book = Book(all_rows(said, entries), said.every_budget)
     made = make_table(
         book, rows=rows.split(","), columns=columns.split(","), metric=metric, fixed=fixed
     )

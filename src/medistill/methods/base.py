@@ -109,6 +109,11 @@ class Method(ABC):
     beats_random: ClassVar[bool] = False  # True where `conformance` is to hold it to that
     start: Start
 
+    @property
+    def soft_labels(self) -> bool:
+        """Whether labels are learned, or a teacher's, and no longer one class each."""
+        return False
+
     @abstractmethod
     def steps(self, task: Task) -> int:
         """Return the number of steps of a whole run."""

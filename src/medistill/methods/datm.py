@@ -54,6 +54,11 @@ class DATM(AlongFlatExperts):
     paper: ClassVar[str] = "arXiv 2310.05773"
     beats_random: ClassVar[bool] = True
 
+    @property
+    def soft_labels(self) -> bool:
+        """Labels are learned."""
+        return True
+
     def check(self, task: Task) -> None:
         """Refuse a start epoch that this method would not look at."""
         super().check(task)

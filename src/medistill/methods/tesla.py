@@ -38,6 +38,11 @@ class TESLA(MTT):
     paper: ClassVar[str] = "arXiv 2211.10586"
     beats_random: ClassVar[bool] = True
 
+    @property
+    def soft_labels(self) -> bool:
+        """Labels are the experts' where that is asked for."""
+        return self.teacher_labels
+
     def as_in_paper(self, task: Task) -> Self:
         """Set what the paper has for CIFAR-10, real start and labels of the experts."""
         row = nearest_row(PAPER, task.ipc)

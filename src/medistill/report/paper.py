@@ -7,39 +7,40 @@ from pathlib import Path
 import numpy as np
 
 from ..formats import as_markdown, markdown, text_of
-from ..indicator import Indicator
 from ..judge import flipped
+from ..methods import make
 from ..metrics import score
 from ..plan import BASELINES, grid
+from ..progress import DONE
 from ..records import to_record, write_atomic
-from ..study import Folder
 from ..tabulate import table
-from .paper_answers import claim, sample, variation
-from .study import Opened, opened
+from .paper_answers import by_variation, claim, noise_floor, sample, variation
+from .study_opened import Opened
 from .study_words import FEWEST, Against, against_random, findings
 from .words import listed
 
 
-def study_paper(path: Path, out: Path, indicator: Indicator | None = None) -> None:
-    """Write the findings of the study in the folder `path`, with what its indicator was judged as.
+def study_paper(found: Opened, out: Path) -> None:
+    """Write the findings of a study, with what its indicator was judged as.
 
-    Raises: DataError when `path` is no study folder or a cell in it is damaged; RunRefused when
-    `out` cannot be written.
+    Raises: RunRefused when `out` cannot be written.
     """
-    write_atomic(out, paper(opened(Folder(path)), indicator, str(path)).encode())
+    write_atomic(out, paper(found).encode())
 
 
-def paper(found: Opened, indicator: Indicator | None, place: str) -> str:
-    """Return the page as text; `place` is how its commands name the study."""
+def paper(found: Opened) -> str:
+    """Return the page as text."""
+    indicator = found.indicator
+    by = " --indicator indicator.json" if indicator else ""
     parts = [
         f"# What the study {found.study.name} found",
-        f"Written by `medistill report {place} --out findings.md` from the study's rows; no number "
-        "is typed by hand.",
-        *_short(found, indicator),
+        f"Written by `medistill report {found.folder.path}{by} --out findings.md` from the study's "
+        "rows; no number is typed by hand.",
+        *_short(found),
         *_protocol(found),
         *_gains(found),
         *variation(found),
-        *(sample(indicator) if indicator else ()),
+        *(sample(indicator, noise_floor(found)) if indicator else ()),
         *_cost(found),
         *_surprises(found),
         *_limits(found),
@@ -49,17 +50,18 @@ def paper(found: Opened, indicator: Indicator | None, place: str) -> str:
     return "\n\n".join(parts).replace("<", "&lt;") + "\n"
 
 
-def _short(found: Opened, indicator: Indicator | None) -> list[str]:
-    states = Counter(one.state for one in found.entries)
-    told, warned = findings(found.book, found.backbone, states)
-    asked = [place for place, cell in grid(found.study).items() if cell.kind != "measure"]
-    known = {row["key"] for group in found.book.groups.values() for row in group.rows}
+def _short(found: Opened) -> list[str]:
+    # A table tells no state of a cell that has no numbers, so neither does a page made from one.
+    told, warned = findings(found.book, found.backbone, {})
+    asked = [one for one in found.entries if one.cell.kind != "measure"]
+    known = sum(one.state == DONE for one in asked)
     first = (
         f"{len(found.book.names('source'))} sources and {len(found.methods)} methods at "
-        f"{listed([str(ipc) for ipc in found.book.budgets])} images per class; {len(known):,} of "
+        f"{listed([str(ipc) for ipc in found.book.budgets])} images per class; {known:,} of "
         f"{len(asked):,} cells have numbers."
     )
-    points = [first, *told[1:], *(claim(indicator) if indicator else ()), *warned]
+    answers = [*by_variation(found), *(claim(found.indicator) if found.indicator else ())]
+    points = [first, *told[1:], *answers, *warned]
     return ["## In short", "\n".join(f"- {text}" for text in points)]
 
 
@@ -80,6 +82,7 @@ def _protocol(found: Opened) -> list[str]:
         "nothing. Intervals: 95%, Student's t over syntheses (random images: over draws); of the "
         "gap closed: three standard errors."
     )
+    text = " ".join([text, *_unlike(found)])
     rows = []
     for data in study.sources:
         group = found.book.group(data.title, "full", 0, found.backbone)
@@ -91,6 +94,22 @@ def _protocol(found: Opened) -> list[str]:
         rows.append((data.title, data.group, *facts, text_of(full, "accuracy")))
     head = ("source", "kind", "classes", "training images", "Fisher ratio", "all data, accuracy")
     return ["## Protocol", text, markdown(head, rows)]
+
+
+def _unlike(found: Opened) -> list[str]:
+    """Say whose stored images are more than images, so that numbers alike are no sets alike."""
+    made = {way.title: make(way.method, way.settings) for way in found.study.methods}
+    factors = {title: getattr(each, "factor", 1) for title, each in made.items()}
+    told = [
+        f"An image of {title} is {factor} x {factor} tiles ({factor} x {factor} x {factor} of a "
+        "volume), each of which a student trains on as an image of its own; random images and "
+        "those of other methods are whole."
+        for title, factor in factors.items()
+        if factor > 1
+    ]
+    if soft := [title for title, each in made.items() if each.soft_labels]:
+        told.append(f"Labels of {listed(soft)} are learned and soft, all others hard.")
+    return told
 
 
 def _syntheses(found: Opened) -> str:
@@ -181,8 +200,9 @@ def _cost(found: Opened) -> list[str]:
     head = ("method", *(f"{ipc} per class" for ipc in found.book.names("ipc")))
     return [
         "## Cost",
-        "Median seconds of a distillation over sources, on the study's machine, beside other work; "
-        "experts, banks and sketches are prepared once and not counted in those that reuse them.",
+        "Median seconds of a distillation over sources, on the study's machine, beside other work. "
+        "What a method prepares once for all budgets and syntheses of a source (experts, banks, "
+        "sketches, the network that herding and kcenter choose by) is not in them.",
         markdown(head, rows),
     ]
 

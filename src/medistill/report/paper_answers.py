@@ -1,16 +1,19 @@
 """The two questions of a study in a paper's words: variation, and what a random sample tells."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..formats import as_markdown, markdown
 from ..indicator import SEED, Indicator
-from ..judge import joined, permuted
+from ..judge import apart, permuted
+from ..plan import BASELINES
 from ..records import Json
 from ..tabulate import Book, table
-from .study import Opened
 from .study_figures import LEAST_GAP
+from .study_opened import Opened
 from .words import listed
 
 POOLED = (
@@ -42,17 +45,13 @@ def variation(found: Opened) -> list[str]:
     ]
     rows = []
     for method in found.methods:
-        cells = []
-        for ipc in budgets:
-            cells.append(
-                _tied(_gaps(found, method, ipc, found.book.names("source")), found.measured)
-            )
-        rows.append((method, *cells))
+        tied = [_tied(found, method, ipc) for ipc in budgets]
+        rows.append((method, *("" if one is None else one.text for one in tied)))
     head = ("method", *(f"{ipc} per class" for ipc in budgets))
     parts += [
         "Spearman correlation over sources between the Fisher ratio (spread between classes over "
         "spread within, small: great variation within classes) and the gap closed, with its "
-        "two-sided permutation p, not corrected for their number:",
+        "two-sided permutation p, as if sources were independent, not corrected for their number:",
         markdown(head, rows),
     ]
     if kinds:
@@ -65,7 +64,7 @@ def variation(found: Opened) -> list[str]:
         )
         titles = {one.title for one in designed}
         rows_ = [r for g in found.book.groups.values() for r in g.rows if r["source"] in titles]
-        part = Book(rows_, found.study.budgets)
+        part = Book(rows_, found.study.every_budget)
         made = table(
             part, rows=("ipc", "source"), metric="accuracy", fixed={"backbone": found.backbone}
         )
@@ -73,19 +72,62 @@ def variation(found: Opened) -> list[str]:
     return parts
 
 
-def _tied(gaps: Mapping[str, float], measured: Mapping[str, Json]) -> str:
-    """Return the rank correlation of gaps with Fisher ratios and how likely chance gives it."""
+class Tied(NamedTuple):
+    """A rank correlation of gaps closed with Fisher ratios, and how likely chance gives it."""
+
+    rank: float
+    p: float
+    sources: int
+
+    @property
+    def text(self) -> str:
+        """The numbers as tables print them."""
+        return f"{self.rank:+.2f} (p = {self.p:.2g}, {self.sources} sources)"
+
+
+def _tied(found: Opened, method: str, ipc: int) -> Tied | None:
     from scipy.stats import spearmanr
 
-    known = [(measured[s]["variation"]["fisher"], gap) for s, gap in gaps.items() if s in measured]
+    gaps = _gaps(found, method, ipc, found.book.names("source"))
+    known = [
+        (found.measured[source]["variation"]["fisher"], gap)
+        for source, gap in gaps.items()
+        if source in found.measured
+    ]
     if len(known) < 5:
-        return ""
+        return None
     fisher, gap = np.array(known).T
     if np.ptp(fisher) == 0 or np.ptp(gap) == 0:
-        return ""
-    found = float(spearmanr(fisher, gap).statistic)
-    p = min(1.0, 2 * permuted(fisher if found > 0 else -fisher, gap))
-    return f"{found:+.2f} (p = {p:.2g}, {len(known)} sources)"
+        return None
+    rank = float(spearmanr(fisher, gap).statistic)
+    p = min(1.0, 2 * permuted(fisher if rank > 0 else -fisher, gap))
+    return Tied(rank, p, len(known))
+
+
+def by_variation(found: Opened) -> list[str]:
+    """Say in words whether methods close more of the gap where classes vary less, by budget."""
+    told = []
+    for ipc in found.book.names("ipc"):
+        tied = {method: _tied(found, method, ipc) for method in found.methods}
+        known = {method: one for method, one in tied.items() if one is not None}
+        if not known:
+            continue
+        sure = {method: one for method, one in known.items() if one.p < CLEAR}
+        more = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank > 0]
+        less = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank < 0]
+        ways = ((more, "where classes vary less within"), (less, "where they vary more"))
+        parts = [
+            f"{listed(names)} close{'s' if len(names) == 1 else ''} more of the gap {where}"
+            for names, where in ways
+            if names
+        ]
+        told.append(
+            f"At {ipc} per class "
+            + (" and ".join(parts) if parts else "no method's gap goes with variation")
+            + f" (rank correlation with the Fisher ratio, p < {CLEAR} as if sources were "
+            f"independent; {len(known)} methods were asked)."
+        )
+    return told
 
 
 def _by_kind(found: Opened, kinds: Sequence[str]) -> str:
@@ -137,13 +179,13 @@ def claim(indicator: Indicator) -> list[str]:
     if indicator.chosen == SEED:
         return [text + " No candidate with more numbers errs less."]
     better = best["p_better"] < CLEAR
-    groups = len(joined([one.families for one in indicator.examples]))
+    groups = len(apart([one.families for one in indicator.examples]))
     return [
         f"{text} The best candidate, {indicator.chosen}, errs by {best['family_error']:.3f} ("
         + ("better by more than" if better else "not better by more than what")
-        + f" chance gives: p = {best['p_better']:.3g}, by flipped signs of {groups} groups of "
-        f"datasets that share no image, which give no less than {0.5**groups:.3g}; by images per "
-        f"class {', '.join(f'{p:.3g}' for p in best['p_better_at'])})."
+        + f" chance gives: p = {best['p_better']:.3g}, by flipped signs of {groups} families of "
+        f"datasets, pooled ones left out, which give no less than {0.5**groups:.3g}; by images "
+        f"per class {', '.join(f'{p:.3g}' for p in best['p_better_at'])})."
     ]
 
 
@@ -151,7 +193,32 @@ def _span(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def sample(indicator: Indicator) -> list[str]:
+def noise_floor(found: Opened) -> float:
+    """Return the error that a prediction of every method's true mean accuracy would have here.
+
+    The mean over (source, method, budget) of sqrt(2 / pi) s / sqrt(n): n syntheses, s the root mean
+    square of the standard deviations of that method and budget over sources with several. nan where
+    no source has several.
+    """
+    spread: dict[tuple[str, int], list[float]] = {}
+    counts: dict[tuple[str, int], list[int]] = {}
+    for (_, method, ipc, backbone), group in found.book.groups.items():
+        if method in BASELINES or backbone != found.backbone:
+            continue
+        values = group.scores("accuracy")
+        counts.setdefault((method, ipc), []).append(len(values))
+        if len(values) > 1:
+            spread.setdefault((method, ipc), []).append(float(np.var(values, ddof=1)))
+    errors = [
+        math.sqrt(2 / math.pi * float(np.mean(spread[place])) / count)
+        for place, several in counts.items()
+        if place in spread
+        for count in several
+    ]
+    return float(np.mean(errors)) if errors else math.nan
+
+
+def sample(indicator: Indicator, floor: float) -> list[str]:
     """Say how well each candidate for the indicator predicts datasets that it has not seen."""
     parts = ["## The indicator"]
     parts.append(
@@ -188,6 +255,12 @@ def sample(indicator: Indicator) -> list[str]:
         f"{len(indicator.report['accuracy'])} on the same datasets, its error is a little "
         "flattered."
     )
+    if math.isfinite(floor):
+        parts.append(
+            "What is missing: accuracies of few syntheses scatter, so even a prediction of each "
+            f"method's true mean would err here by {floor:.3f} on average, before the scatter of "
+            "the test split; the rest is what the sample does not tell."
+        )
     return [*parts, *_by_method(indicator)]
 
 

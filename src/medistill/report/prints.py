@@ -1,22 +1,21 @@
 """The figures of a study's page as files for papers: the same traces, drawn by matplotlib."""
 
+import html
 import io
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import RunRefused, UsageError
 from ..records import Json, write_atomic
-from ..study import Folder
-from .study import figures_of, opened
-from .study_figures import TONES, heat
+from .page import part
+from .study import figures_of
+from .study_figures import heat
+from .study_opened import Opened
 
 Form = Literal["svg", "pdf", "png"]
-# The page's light colors: those of Okabe and Ito, darkened until text in them can be read.
-COLORS = (
-    *("#0072b2", "#c25700", "#00795a", "#b0408a", "#8a6d00"),
-    *("#2b6cb0", "#5f5f5f", "#8b1e1e", "#4b3f9e"),
-)
-ARMS = {"random": "#c25700", "full": "#00795a"} | {f"m{i}": COLORS[i] for i in range(TONES)}
+LIGHT = part("study.css").partition("@media")[0]
+ARMS = dict(re.findall(r"--(\w+): (#\w{6});", LIGHT))
 MARKS = {
     "circle": "o",
     "square": "s",
@@ -32,20 +31,21 @@ MARKS = {
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
-def study_prints(path: Path, to: Path, form: Form = "pdf") -> list[Path]:
-    """Write every figure of the study in the folder `path` as a file of its own, and say which.
+def study_prints(study: Opened, to: Path, form: Form = "pdf") -> list[Path]:
+    """Write every figure of a study as a file of its own, and say which.
 
     The same folder gives the same bytes: no date and no random name is written.
-    Raises: DataError when `path` is no study folder; UsageError when the report extra is not
-    installed; RunRefused when a file cannot be written.
+    Raises: UsageError when the report extra is not installed; RunRefused when a file cannot be
+    written, or no cell is done.
     """
-    study = opened(Folder(path))
     drawn = {name: _drawn(figure) for name, figure in figures_of(study).items()}
     for ipc in study.book.names("ipc"):
         if gains := heat(study.book, ipc, study.backbone, study.methods):
             drawn[f"gains-{ipc}"] = _map(gains, study.methods, ipc)
     if not drawn:
-        raise RunRefused(f"found no finished cell in {path}; expected some: run more of the study")
+        raise RunRefused(
+            f"found no finished cell in {study.folder.path}; expected some: run more of the study"
+        )
     written = []
     for name, figure in drawn.items():
         target = to / f"{name}.{form}"
@@ -114,7 +114,7 @@ def _draw(axes: Any, trace: Json) -> None:
         trace["y"],
         xerr=_bars(trace.get("error_x")),
         yerr=_bars(trace.get("error_y")),
-        label=trace["name"],
+        label=_shown(trace["name"]),
         color=color,
         marker=MARKS[symbol] if "markers" in mode else "",
         markersize=4,
@@ -124,6 +124,11 @@ def _draw(axes: Any, trace: Json) -> None:
         elinewidth=trace.get("error_x", {}).get("thickness", 0.6),
         alpha=0.9,
     )
+
+
+def _shown(name: str) -> str:
+    """Return a name as matplotlib prints it letter by letter; the page's names are HTML."""
+    return html.unescape(name).replace("$", r"\$")
 
 
 def _bars(error: Json | None) -> Any:
@@ -145,8 +150,10 @@ def _map(rows: list[Json], methods: list[str], ipc: int) -> Any:
     for y, row in enumerate(rows):
         for x, cell in enumerate(row["cells"]):
             axes.text(x, y, cell["gain"] if cell else "-", ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(len(methods)), methods, fontsize=7, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), [row["source"] for row in rows], fontsize=7)
+    axes.set_xticks(
+        range(len(methods)), [*map(_shown, methods)], fontsize=7, rotation=30, ha="right"
+    )
+    axes.set_yticks(range(len(rows)), [_shown(row["source"]) for row in rows], fontsize=7)
     axes.set_title(f"Points of accuracy above random images, {ipc} per class", fontsize=8)
     axes.tick_params(length=0)
     made.set_layout_engine("constrained")

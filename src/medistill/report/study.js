@@ -6,6 +6,10 @@ function show(place) {
   const figure = FIGURES[place.dataset.figure];
   place.nextElementSibling.hidden = !!figure;
   place.hidden = !figure;
+  place.dataset.label ??= place.getAttribute("aria-label");
+  const chosen = document.querySelector(`[data-plot="${place.id}"]`)?.selectedOptions[0].text
+    ?? place.dataset.figure.replace(`${place.dataset.stem}-`, "") + " images per class";
+  place.setAttribute("aria-label", `${place.dataset.label}: ${chosen}`);
   if (figure) Plotly.react(place, ...themed(figure), { displayModeBar: false, responsive: true });
   tell(place, figure);
 }

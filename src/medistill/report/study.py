@@ -3,30 +3,25 @@
 import base64
 import math
 import shlex
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from .. import __version__
 from ..formats import text_of
-from ..indicator import LEAST, SEED, Example, Indicator
-from ..judge import best_of, examples_of
+from ..indicator import SEED
 from ..metrics import Score
-from ..plan import Study, grid
 from ..records import Json, to_record, write_atomic
-from ..study import Entry, Folder, entries_of, measured_in
-from ..tabulate import Book, Row, rows_of
+from ..tabulate import Book
 from .page import filled, library, part
+from .paper_answers import by_variation, claim
 from .study_figures import (
     cost_figure,
     curve_figure,
     gap_figure,
     heat,
     indicator_figure,
-    methods_of,
     tone,
 )
+from .study_opened import Opened
 from .study_words import findings
 from .tables import pairs
 
@@ -49,63 +44,25 @@ GROUP = {"title": {"text": "kind of source"}, "type": "category"}
 SHEETS_AT = (1, 10)  # images per class; more make no picture to look at
 
 
-class Opened(NamedTuple):
-    """A study with all that its pages are made from; `best` is the candidate for the indicator."""
+def study_report(found: Opened, out: Path) -> None:
+    """Write one self-contained HTML page about a study.
 
-    study: Study
-    entries: list[Entry]
-    book: Book
-    measured: dict[str, Json]
-    examples: list[Example]
-    best: str
-
-    @property
-    def backbone(self) -> str:
-        """The backbone that figures show."""
-        return self.study.backbones[0]
-
-    @property
-    def methods(self) -> list[str]:
-        """The methods without the baselines."""
-        return methods_of(self.book)
-
-
-def opened(folder: Folder) -> Opened:
-    """Read a study's folder.
-
-    Raises: DataError when it is none, or a cell in it is damaged.
+    Raises: UsageError when the report extra is not installed; RunRefused when `out` cannot be
+    written.
     """
-    study = folder.study()
-    entries = entries_of(folder, grid(study))
-    rows, measured = rows_of(study, entries), measured_in(entries)
-    examples = examples_of(study, rows, measured)
-    best = best_of(examples) if len(examples) >= LEAST else SEED
-    return Opened(study, entries, Book(rows, study.budgets), measured, examples, best)
+    write_atomic(out, render_study(found).encode())
 
 
-def reopened(study: Study, rows: Sequence[Row], indicator: Indicator) -> Opened:
-    """Return a study as its rows and its indicator tell it, where its folder is not at hand."""
-    book, examples = Book(rows, study.budgets), list(indicator.examples)
-    return Opened(study, [], book, indicator.measured(), examples, indicator.chosen)
-
-
-def study_report(path: Path, out: Path) -> None:
-    """Write one self-contained HTML page about the study in the folder `path`.
-
-    Raises: DataError when `path` is no study folder or a cell in it is damaged; UsageError when the
-    report extra is not installed; RunRefused when `out` cannot be written.
-    """
-    write_atomic(out, render_study(Folder(path)).encode())
-
-
-def render_study(folder: Folder) -> str:
+def render_study(found: Opened) -> str:
     """Return the page as text; the same folder gives the same text.
 
     Raises: UsageError when the report extra is not installed.
     """
-    found = opened(folder)
     study, book, methods, backbone = found.study, found.book, found.methods, found.backbone
-    told, warned = findings(book, backbone, Counter(one.state for one in found.entries))
+    told, warned = findings(book, backbone, found.states)
+    told += by_variation(found)
+    if found.indicator is not None:
+        told += claim(found.indicator)
     figures = figures_of(found)
     context = {
         "title": f"{study.name}: distillation on {len(book.names('source'))} datasets",
@@ -120,9 +77,9 @@ def render_study(folder: Folder) -> str:
         "heats": {ipc: heat(book, ipc, backbone, methods) for ipc in book.names("ipc")},
         "figures": figures,
         "best": found.best,
-        "sheets": _sheets(found.entries, folder),
+        "sheets": _sheets(found),
         "protocol": pairs(to_record(study.protocol)),
-        "place": shlex.quote(str(folder.path)),
+        "place": shlex.quote(str(found.folder.path)),
         "style": part("page.css") + part("study.css"),
         "script": part("plots.js") + part("study.js"),
         "library": library() if figures else "",
@@ -184,15 +141,15 @@ def _best(scores: list[Score | None], metric: str) -> int | None:
     return top[1] if sum(mean == top[0] for mean, _ in known) == 1 else None
 
 
-def _sheets(entries: Sequence[Entry], folder: Folder) -> list[Json]:
+def _sheets(study: Opened) -> list[Json]:
     """Return picture sheets, the smallest budgets first, as many as a page should hold."""
     found: list[Json] = []
     spent = 0
     for ipc in SHEETS_AT:
-        for place, cell, _ in entries:
+        for place, cell, _ in study.entries:
             if place.ipc != ipc or cell.kind != "method" or place.seed:
                 continue
-            sheet = folder.sheet(cell.key)
+            sheet = study.folder.sheet(cell.key)
             if sheet is None or spent + len(sheet) > MOST_SHEETS:
                 continue
             spent += len(sheet)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats import text_of
 from ..indicator import LEAST, Example, afar, conformal, having, reached_by
 from ..metrics import Score
 from ..plan import BASELINES
@@ -66,6 +67,10 @@ def curve_figure(book: Book, source: str, backbone: str, methods: Sequence[str])
             "x": list(curve),
             "y": [100 * one.mean for one in scores],
             "error_y": _error(scores),
+            "text": [
+                f"{size} per class: {text_of(one, 'accuracy')}" for size, one in curve.items()
+            ],
+            "hoverinfo": "name+text",
             "name": "random images",
             "arm": "random",
             "mode": "lines+markers",
@@ -81,7 +86,7 @@ def curve_figure(book: Book, source: str, backbone: str, methods: Sequence[str])
         scored = {i: book.score("accuracy", source, method, i, backbone) for i in book.budgets}
         known = [(ipc, one) for ipc, one in scored.items() if one is not None]
         points = [
-            (float(ipc), 100 * one.mean, f"{ipc} per class: {100 * one.mean:.1f}")
+            (float(ipc), 100 * one.mean, f"{ipc} per class: {text_of(one, 'accuracy')}")
             for ipc, one in known
         ]
         if points:
@@ -114,7 +119,9 @@ def gap_figure(
             if own is not None and book.gap(source, ipc, backbone) >= LEAST_GAP:
                 beyond = " (beyond the figure)" if abs(own.mean) > MOST_GAP else ""
                 y = 100 * max(-MOST_GAP, min(MOST_GAP, own.mean))
-                points.append((x, y, f"{source}: {100 * own.mean:.0f}%{beyond}"))
+                at_ = x if isinstance(x, str) else f"at {x:.3g}"
+                closed = text_of(own, "gap_closed")
+                points.append((x, y, f"{source} ({at_}): {closed}%{beyond}"))
                 scores.append(own)
         if points:
             traces.append(_trace(method, number, points, error_y=_error(scores)))
@@ -128,7 +135,7 @@ def gap_figure(
 
 
 def cost_figure(book: Book, ipc: int, backbone: str, methods: Sequence[str]) -> Json | None:
-    """Draw mean gain over random images against mean seconds of distillation."""
+    """Draw mean gain over random images against median seconds of distillation."""
     traces = []
     for number, method in enumerate(methods):
         gains, spent = [], []
@@ -140,7 +147,7 @@ def cost_figure(book: Book, ipc: int, backbone: str, methods: Sequence[str]) -> 
                 gains.append(100 * (own.mean - base.mean))
                 spent.append(max(time.mean, 0.1))
         if gains:
-            seconds, gain = float(np.mean(spent)), float(np.mean(gains))
+            seconds, gain = float(np.median(spent)), float(np.mean(gains))
             text = f"{gain:+.1f} points, {seconds:.0f} s, {len(gains)} sources"
             traces.append(_trace(method, number, [(seconds, gain, text)]))
     if not traces:

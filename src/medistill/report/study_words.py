@@ -73,6 +73,8 @@ def findings(book: Book, backbone: str, states: dict[str, int]) -> tuple[list[st
             "changed while the study ran, or its phantoms were drawn on another kind of processor, "
             "which moves a few pixels by one gray level."
         )
+    if len(made := book.made_by()) > 1:
+        warned.append(f"Its cells were made by {listed(made)}: sums round by it.")
     if states.get("failed"):
         warned.append(f"{states['failed']:,} cells failed: see `medistill study status`.")
     for ipc in book.names("ipc"):

@@ -1,0 +1,61 @@
+"""A study's folder, read once for all that is made from it."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..indicator import LEAST, SEED, Example, Indicator
+from ..judge import best_of, examples_of
+from ..plan import Study, grid
+from ..records import Json
+from ..study import Entry, Folder, entries_of, measured_in
+from ..tabulate import Book, rows_of
+from .study_figures import methods_of
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study's folder with all that its pages are made from, and its indicator if one is given."""
+
+    folder: Folder
+    study: Study
+    entries: list[Entry]
+    book: Book
+    measured: dict[str, Json]
+    examples: list[Example]
+    indicator: Indicator | None
+
+    @cached_property
+    def best(self) -> str:
+        """The candidate for the indicator; without one all are compared, which takes a minute."""
+        if self.indicator is not None:
+            return self.indicator.chosen
+        return best_of(self.examples) if len(self.examples) >= LEAST else SEED
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many cells are in which state."""
+        return Counter(one.state for one in self.entries)
+
+    @property
+    def backbone(self) -> str:
+        """The backbone that figures show."""
+        return self.study.backbones[0]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods without the baselines."""
+        return methods_of(self.book)
+
+
+def opened(folder: Folder, indicator: Indicator | None = None) -> Opened:
+    """Read a study's folder; `indicator` is what was fitted to it.
+
+    Raises: DataError when it is none, or a cell in it is damaged.
+    """
+    study = folder.study()
+    entries = entries_of(folder, grid(study))
+    rows, measured = rows_of(study, entries), measured_in(entries)
+    examples = examples_of(study, rows, measured)
+    book = Book(rows, study.every_budget)
+    return Opened(folder, study, entries, book, measured, examples, indicator)
