@@ -52,9 +52,9 @@ TABLE = Path(__file__).parents[1] / "docs" / "private.md"
 SETS = {
     "pneumoniamnist": "pneumoniamnist",
     "breastmnist": "breastmnist",
-    "mednist": "folder:$MEDISTILL_DATA/mednist/mednist.tar.gz;size=28",
+    "mednist": "folder:$MEDISTILL_DATA/mednist/mednist.tar.gz;size=28;channels=1;deal=each",
     "adrenalmnist3d": "vary:adrenalmnist3d;size=14",
-    "cifar10": "folder:$MEDISTILL_DATA/cifar10/cifar10_jpeg.tar.gz",
+    "cifar10": "folder:$MEDISTILL_DATA/cifar10/cifar10_jpeg.tar.gz;channels=3;deal=each",
 }
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, None)
 BUDGETS = (1, 10, 50)
@@ -239,7 +239,8 @@ def table() -> None:
         "",
         "Written by `python benchmarks/private.py table` from `benchmarks/results/private.jsonl`; "
         "its head says how rows are made. Test accuracy and AUC in percent, means over three "
-        "releases with 95% intervals; delta 1e-5, units are images. Empty cells were not run.",
+        "releases with 95% intervals (one or two where that is said); delta 1e-5, units are "
+        "images. Empty cells were not run.",
     ]
     for name in dict.fromkeys(key[0] for key in found):
         lines += ["", f"## {name}", "", f"`{SETS[name]}`", ""]
@@ -272,7 +273,8 @@ def cell(group: list[dict[str, Any]]) -> str:
     text = f"{100 * accuracy.mean:.1f}"
     if accuracy.low is not None and accuracy.high is not None:
         text += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-    return f"{text} / {100 * auc.mean:.1f}"
+    few = f" ({len(group)} of {SEEDS})" if len(group) < SEEDS else ""
+    return f"{text} / {100 * auc.mean:.1f}{few}"
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from medistill.audit import (
     worst_patient,
 )
 from medistill.audit.affordable import affordable, copying
-from medistill.audit.attributes import attributes, subgroups
+from medistill.audit.attributes import _deviation, attributes, subgroups
 from medistill.audit.battery import _seen_by
 from medistill.audit.copies import chance_of
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.facts import facts_of
-from medistill.audit.mechanism import LEVEL, _lower, once
+from medistill.audit.mechanism import LEVEL, _free, _lower, once
 from medistill.audit.membership import (
     Pool,
     Shadows,
@@ -71,6 +71,7 @@ from medistill.private_sketch import released
 from medistill.probes import SketchSpec
 from medistill.records import read_json, to_record
 from medistill.report.officer import officer
+from medistill.rng import Rng
 from medistill.sets import RealSet, SyntheticSet, normalized_by
 
 DELTA = 1e-5
@@ -781,6 +782,76 @@ def with_fact(real: RealSet, values: torch.Tensor) -> RealSet:
 
 
 @pytest.mark.slow
+def test_the_free_bound_takes_nothing_for_given() -> None:
+    """Randomized response of epsilon 1 is no Gaussian: the Gaussian's bound is beyond it."""
+    share = 1 / (1 + math.e)
+    false = (round(share * 20_000), round(share * 20_000))
+    assert _free(false, 20_000, 1e-5) == pytest.approx(1.0, abs=0.05)
+    assert _free(false, 20_000, 1e-5) < 1.0
+    assert _lower(false, 20_000, 1e-5, LEVEL) > 1.0
+    assert _free((20_000, 20_000), 20_000, 1e-5) == 0.0
+
+
+def test_images_of_a_patient_count_as_one() -> None:
+    """Two patients of two images each: sums are 1 and -1, so s^2 = 2 / 1 (1 + 1) / 16."""
+    right = np.array([True, True, False, False])
+    assert _deviation(right, np.array([0, 0, 1, 1])) == pytest.approx(math.sqrt(4 / 16))
+    alone = _deviation(right, np.arange(4))
+    assert alone == pytest.approx(math.sqrt(4 / 3 * 4 * 0.25) / 4)
+
+
+def test_a_shrunken_real_image_in_a_tile_is_a_copy(tmp_path: Path) -> None:
+    """Beside whole images it is a blurred stranger; beside shrunken ones it is the image."""
+    splits = load("phantom:n=200,size=16")
+    task = Task(splits.train, Budget(ipc=2), ConvNet(2, 8))
+    started = dataclasses.replace(FromSketch(iterations=1), start="real")
+    prepared = dataclasses.replace(task, prepared=started.prepare(task, Rng(0)))
+    state = started.init(prepared, Rng(0))
+    made = started.finish(state, prepared, Rng(0))
+    assert made.recipe.factor == 2
+    for one in copies(made, splits.train, splits.val):
+        assert one.images == 16
+        assert one.failed, one.view
+        assert one.suspects == 16 if one.view == "pixels" else one.suspects > 8
+    blank = dataclasses.replace(
+        made, images=torch.rand(made.images.shape, generator=Rng(0).at("x"))
+    )
+    assert not any(one.failed for one in copies(blank, splits.train, splits.val))
+
+
+def test_attacks_that_miss_their_own_control_are_named() -> None:
+    """LiRA finds its copies and RMIA does not: that RMIA finds nothing says nothing."""
+
+    def curve(low: float, tpr: float = 1.0) -> dict[str, Any]:
+        return {"auc": low, "auc_low": low, "found": [{"rate": 0.01, "tpr": tpr}]}
+
+    record: dict[str, Any] = {
+        "copies": [],
+        "one_run": {"lower": 0.0},
+        "membership": {"lira": {"canaries": curve(0.4)}},
+        "positive_control": {
+            "lira": {"canaries": curve(0.95)},
+            "rmia": {"natural": curve(0.6)},
+            "set": {"natural": curve(0.99)},
+        },
+        "negative_control": {"lira": {"canaries": curve(0.4)}},
+    }
+    assert verdict(record)["blind"] == ["rmia of natural"]
+    assert verdict(record)["membership"] == "valid"
+    record["positive_control"]["lira"]["canaries"] = curve(0.8)
+    assert "--control-steps" in verdict(record)["membership"]
+    record["positive_control"]["set"]["natural"] = curve(0.99, 0.5)
+    assert verdict(record)["blind"] == ["lira of canaries", "rmia of natural", "set of natural"]
+
+
+def test_power_counts_images_and_not_how_often_they_were_asked() -> None:
+    draw = np.random.default_rng(0)
+    scores, inside = draw.normal(size=(20, 30)), draw.random((20, 30)) < 0.5
+    found = clustered(scores, inside).found[-1]
+    assert found.others > 250  # scores: more than enough for one in a hundred
+    assert not found.resolved  # of 30 images
+
+
 def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     """Members of site 1 have a wrong label, which only a model that saw them knows."""
     splits = load("phantom:n=240,size=16,variation=1")
@@ -803,18 +874,23 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     still: Any = {"augmentation": {"kinds": []}, "steps": 400, "stop": 400, "lr": 0.05}
     plain = dataclasses.replace(recipe_of(Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), **still)
     control = train(_copied(elsewhere, Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), plain)
-    (found,) = attributes(learned, control, members)
+    strange = load("phantom:n=240,size=16,variation=1,seed=2").train
+    others = with_fact(strange, (torch.rand(240, generator=draw) < 0.3).long())
+    (found,) = attributes(learned, members, others)
     assert found.name == "site"
     assert found.low > 0
-    assert found.low < found.guessed - found.control < found.high
-    assert found.guessed > 0.95
+    assert found.low < found.guessed - found.others < found.high
+    assert found.guessed > 0.95 > 0.8 > found.others
     assert found.majority == pytest.approx(float((site == 0).double().mean()))
-    (nothing,) = attributes(control, control, members)
-    assert (nothing.low, nothing.high) == (0, 0)
-    other = train(_copied(elsewhere, Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), plain, seed=1)
-    (quiet,) = attributes(other, control, members)
-    assert quiet.low <= 0
-    assert attributes(learned, control, with_fact(splits.train, torch.zeros(240))) == []
+    # A model that saw no member has nothing to remember, however good it is.
+    (quiet,) = attributes(control, members, others)
+    assert quiet.low <= 0 <= quiet.high
+    # What any image shows of its site is guessed of everybody alike.
+    seen = [with_fact(part, part.labels) for part in (splits.train, strange)]
+    (shown,) = attributes(control, *seen)
+    assert min(shown.guessed, shown.others) > 0.99
+    assert shown.low <= 0 <= shown.high
+    assert attributes(learned, with_fact(splits.train, torch.zeros(240)), others) == []
     groups = {one.name: one for one in subgroups(learned, members)}
     right = logits_of_set(learned, splits.train).argmax(1) == splits.train.labels
     assert groups["site 1"].accuracy == pytest.approx(float(right[site == 1].double().mean()))

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from medistill.backbones import ConvNet, to_spec
 from medistill.backbones import backbone as read_backbone
 from medistill.budget import Budget
 from medistill.cli import app
+from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import distill
 from medistill.engine import Processes
@@ -225,8 +227,9 @@ def test_leaving_any_patient_out_moves_the_sum_by_the_bound_at_most() -> None:
     assert largest_move(real) > 0.98 * bound_of(SPEC.networks)  # one image can use it all
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("backbone", "side"), [("convnet-3-7", 18), ("convnet-2-5", 30)])
-def test_no_image_moves_the_last_bit_of_another(backbone: str, side: int) -> None:
+def test_no_image_moves_the_last_bit_of_another(backbone: str, side: int, precision: Any) -> None:
     """Widths that leave a rest of vector lanes round an image by its place among others."""
     real = load(f"phantom:n=140,size={side},classes=2").train
     real = dataclasses.replace(real, card=normalized_by(real.card, [0.5], [0.25]))
@@ -234,7 +237,7 @@ def test_no_image_moves_the_last_bit_of_another(backbone: str, side: int) -> Non
     held = spreads(real.card, spec)
 
     def vectors(part: RealSet) -> torch.Tensor:
-        return unit_vectors(part, torch.arange(len(part)), spec, held)
+        return unit_vectors(part, torch.arange(len(part)), spec, held, Compute(precision))
 
     whole = vectors(real)
     for gone in (0, 1, 17, len(real) - 1):
@@ -268,10 +271,10 @@ def test_ten_thousand_random_and_adversarial_images_keep_to_the_bound() -> None:
 def test_neighbors_have_the_same_header(tmp_path: Path) -> None:
     real, headers = patients(30), []
     for number, kind in enumerate(("CT", "CT, MR")):
-        card = dataclasses.replace(real.card, modality=kind, digest=kind)
+        card = dataclasses.replace(real.card, modality=kind, digest=kind, patients=number == 0)
         one = dataclasses.replace(real, card=card)
         path = tmp_path / f"{number}.sketch"
-        released_of(one, tmp_path / str(number)).save(path)
+        released_of(one, tmp_path / str(number), unit="image").save(path)
         header = load_state(path)[1]
         del header["privacy"]["receipts"]
         headers.append(header)
@@ -289,10 +292,10 @@ def test_one_image_without_a_patient_is_enough_to_have_no_unit(
         Image.fromarray(image).save(tmp_path / f"{n}.png")
         rows.append(f"{n}.png,{'ab'[n % 2]},{f'p{n // 2}' if n < 39 else last}")
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    source = f"csv:{tmp_path / 'list.csv'}"
+    source = f"csv:{tmp_path / 'list.csv'};deal=each"
     assert load(source).train.card.patients is named
     # Whoever is in two sources would be two patients.
-    both = load(f"combine:{source},{source}")
+    both = load(f"combine:({source}),({source})")
     assert not both.train.card.patients
     with pytest.raises(UsageError, match="whose patient is not named"):
         module.check(
@@ -601,7 +604,49 @@ def test_classes_of_a_folder_must_be_told_to_be_public(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, words)
     assert wrong.exit_code == 2
     assert "--classes 'ill,well'" in wrong.stderr
-    assert CliRunner().invoke(app, [*words, "--classes", "ill,well"]).exit_code == 0
+    words += ["--classes", "ill,well"]
+    # One image more would deal the others anew, and a colored one would make all of them colored.
+    for given, said in (("", "dealt class by class"), (";deal=each", "channels that are read")):
+        words[1] = str(tmp_path / "scans") + given
+        wrong = CliRunner().invoke(app, words)
+        assert (wrong.exit_code, said in wrong.stderr) == (2, True), wrong.stderr
+    words[1] = str(tmp_path / "scans") + ";deal=each;channels=1"
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["part=1/2", "n=50", "imbalance=2", "noise=0.1"])
+def test_a_choice_of_images_that_depends_on_others_is_refused(option: str) -> None:
+    """One image more gives another permutation, and hundreds of other images."""
+    for source in (f"vary:phantom;{option}", f"combine:(vary:phantom;{option}),phantom"):
+        real = load(source).train
+        real = dataclasses.replace(real, card=normalized_by(real.card, [0.5], [0.25]))
+        for part in (real, real.take(torch.arange(40))):
+            with pytest.raises(UsageError, match=f"other by {option.partition('=')[0]}, "):
+                module.check(part, "image", real.card.classes)
+    plain = load("vary:phantom;contrast=0.5;size=14").train
+    plain = dataclasses.replace(plain, card=normalized_by(plain.card, [0.5], [0.25]))
+    assert len(module.check(plain, "image", plain.card.classes)) == len(plain)
+
+
+def test_no_image_moves_another_to_another_split_where_each_is_dealt(tmp_path: Path) -> None:
+    pixels = Rng(0).at("pixels")
+    for n in range(60):
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
+        Image.fromarray(image).save(tmp_path / "ab"[n % 2] / f"{n:02}.png")
+
+    def held(deal: str) -> list[set[bytes]]:
+        splits = load(f"folder:{tmp_path};channels=1{deal}")
+        return [{image.numpy().tobytes() for image in part.images} for part in splits]
+
+    before = {deal: held(deal) for deal in ("", ";deal=each")}
+    (tmp_path / "a" / "00.png").unlink()
+
+    def moved(deal: str) -> int:
+        return sum(len(a ^ b) for a, b in zip(before[deal], held(deal), strict=True))
+
+    assert moved(";deal=each") == 1
+    assert moved("") > 10
 
 
 def test_dp_merf_matches_the_mean_embedding_of_pixels() -> None:
@@ -671,16 +716,51 @@ def test_a_changed_guarantee_is_refused(change: dict[str, Any], tmp_path: Path) 
         Sketch.load(tmp_path / "b.sketch")
 
 
-def test_a_run_that_dies_has_spent_its_budget(
+def test_a_run_that_dies_has_spent_its_budget_from_its_noise_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: Any) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "unit_sums", die)
-    with pytest.raises(KeyboardInterrupt):
-        released_of(patients(40), tmp_path)
+    for name, spent in (("unit_sums", 0), ("_noisy", 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                released_of(patients(40), tmp_path)
+        assert len(Ledger(tmp_path / "ledger.json").releases()) == spent
+    with pytest.raises(UsageError, match="whose noise no number here can hold"):
+        released_of(patients(40), tmp_path, epsilon=1e-9, delta=1e-14)
     assert len(Ledger(tmp_path / "ledger.json").releases()) == 1
+
+
+def test_releases_of_the_same_data_are_no_two_sites(tmp_path: Path) -> None:
+    paths = []
+    for n in range(2):
+        paths.append(tmp_path / f"{n}.sketch")
+        released_of(patients(40), tmp_path, epsilon=4.0).save(paths[-1])
+    words = ["merge", *map(str, paths), "--out", str(tmp_path / "both.sketch"), "--ledger"]
+    wrong = CliRunner().invoke(app, [*words, str(tmp_path / "ledger.json")])
+    assert wrong.exit_code == 5
+    total = composed([1 / noise_of(4.0, DELTA)] * 2, DELTA)
+    assert f"which guarantee epsilon {total:.2f} together" in wrong.stderr
+    # Whoever merges elsewhere has no ledger of theirs.
+    assert CliRunner().invoke(app, [*words, str(tmp_path / "none.json")]).exit_code == 0
+
+
+def test_what_vary_makes_of_data_is_the_same_data(tmp_path: Path) -> None:
+    ledger, noise = Ledger(tmp_path / "ledger.json", limit=5.0), noise_of(4.0, DELTA)
+    promise = Guarantee(4.0, DELTA, "patient", noise, bound_of(1), noise)
+    ledger.spend("scans", "a", promise)
+    with pytest.raises(RunRefused, match="1 release"):
+        ledger.spend("scans;contrast=0.9", "b", promise)
+    with pytest.raises(UsageError, match="--limit nan"):
+        Ledger(tmp_path / "ledger.json", limit=math.nan)
+    text = (tmp_path / "ledger.json").read_text()
+    noted = re.search(r'"noise":[0-9.]+', text)
+    assert noted
+    (tmp_path / "ledger.json").write_text(text.replace(noted[0], '"noise":0'))
+    with pytest.raises(DataError, match="no whole ledger"):
+        ledger.releases()
 
 
 def test_the_grid_is_paid_for_in_variance() -> None:

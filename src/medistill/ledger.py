@@ -1,7 +1,9 @@
 """The ledger: which private releases were made of which data, and what they guarantee together."""
 
+import math
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,12 +43,18 @@ class Ledger:
     """A file of releases, and the epsilon that all of the same data may reach together.
 
     Data are the same where name or digest is: a patient more changes only the digest, another
-    folder only the name, and editions of other size (NAME@64) are the same. Parts and pools of the
-    data have other names and digests: their releases have to be added up by hand.
+    folder only the name; editions of other size (NAME@64) are the same, and what `vary:` makes of
+    the data (NAME;...). Pools of several data have other names and digests: their releases have to
+    be added up by hand.
+    Raises: UsageError when the limit is not above 0.
     """
 
     path: Path
     limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise UsageError(f"found --limit {self.limit:g}; expected an epsilon above 0")
 
     def releases(self) -> list[Release]:
         """Return all releases, oldest first.
@@ -59,7 +67,10 @@ class Ledger:
         try:
             if record["format"] != FORMAT:
                 raise UsageError(f"found {record['format']!r}")
-            return [from_record(Release, one) for one in record["releases"]]
+            releases = [from_record(Release, one) for one in record["releases"]]
+            if not all(0 < one.noise < math.inf for one in releases):
+                raise UsageError("found a release without noise")
+            return releases
         except (KeyError, TypeError, UsageError) as error:
             raise DataError(
                 f"{self.path} is no whole ledger ({error}); expected {FORMAT}: put back a copy"
@@ -80,27 +91,43 @@ class Ledger:
         """Return the epsilon at delta of all releases of the same data."""
         return composed([1 / one.noise for one in self.of(data, digest)], delta)
 
+    def same(self, one: Sequence[str], other: Sequence[str]) -> Release | None:
+        """Return a release, by receipts, of data that the other receipts are of too."""
+        for made in self.releases():
+            if made.receipt in one:
+                of_it = {each.receipt for each in self.of(made.data, made.digest)}
+                if of_it & {*other}:
+                    return made
+        return None
+
+    def check(self, data: str, digest: str, guarantee: Guarantee) -> None:
+        """Refuse a release that must not be made.
+
+        Raises: RunRefused when all together would go beyond the limit, or earlier releases protect
+        another unit; DataError when the ledger is damaged.
+        """
+        before = self.of(data, digest)
+        if others := {one.unit for one in before} - {guarantee.unit}:
+            raise RunRefused(
+                f"found releases of {data} that protect each {others.pop()}; expected the same "
+                f"unit as now, {guarantee.unit}: what they guarantee together is not known"
+            )
+        mus = [*(1 / one.noise for one in before), guarantee.mu]
+        total = composed(mus, guarantee.delta)
+        if self.limit is not None and total > self.limit * (1 + 1e-9):
+            raise RunRefused(
+                f"found {len(before)} release(s) of {data} before; with this one epsilon "
+                f"would be {total:.2f} at delta {guarantee.delta:g}; expected {self.limit:g} "
+                "at most: use what was released, or raise --limit"
+            )
+
     def spend(self, data: str, digest: str, guarantee: Guarantee) -> str:
         """Note a release before it is made, and return its receipt: a run that dies has spent it.
 
-        Raises: RunRefused when all together would go beyond the limit, or earlier releases protect
-        another unit, and notes nothing then; DataError when the ledger is damaged.
+        Raises: as `check`, and notes nothing then.
         """
         with locked(self.path):
-            before = self.of(data, digest)
-            if others := {one.unit for one in before} - {guarantee.unit}:
-                raise RunRefused(
-                    f"found releases of {data} that protect each {others.pop()}; expected the same "
-                    f"unit as now, {guarantee.unit}: what they guarantee together is not known"
-                )
-            mus = [*(1 / one.noise for one in before), guarantee.mu]
-            total = composed(mus, guarantee.delta)
-            if self.limit is not None and total > self.limit * (1 + 1e-9):
-                raise RunRefused(
-                    f"found {len(before)} release(s) of {data} before; with this one epsilon "
-                    f"would be {total:.2f} at delta {guarantee.delta:g}; expected {self.limit:g} "
-                    "at most: use what was released, or raise --limit"
-                )
+            self.check(data, digest, guarantee)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             facts = (guarantee.unit, guarantee.epsilon, guarantee.delta, guarantee.noise)
             made = Release(secrets.token_hex(8), now, data, digest, *facts)
@@ -112,5 +139,5 @@ class Ledger:
 
 
 def _base(data: str) -> str:
-    """Return the name of data whatever the size of its images: editions show the same patients."""
-    return data.partition("@")[0]
+    """Return the name of data whatever its size and changes: they show the same patients."""
+    return data.partition(";")[0].partition("@")[0]

@@ -15,6 +15,7 @@ GRID = 2**20  # steps of one in what noise is added to: far below any noise of u
 COUNT = 1.0  # of a unit to the number of its class, beside a vector of norm sqrt(networks)
 SMOOTH = 7  # of the discrete Gaussian's variance, paid for standing on a grid: see docs/privacy.md
 MOST = 2**62
+ADJACENCY, MECHANISM = "add or remove one", "discrete Gaussian, one release"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Guarantee:
     bound: float
     added: float = 0.0
     receipts: tuple[str, ...] = ()
-    adjacency: str = "add or remove one"
-    mechanism: str = "discrete Gaussian, one release"
+    adjacency: str = ADJACENCY
+    mechanism: str = MECHANISM
 
     @property
     def mu(self) -> float:
@@ -67,6 +68,11 @@ def check_promise(promise: Guarantee, networks: int) -> None:
         )
     if not math.isclose(promise.bound, bound_of(networks)):
         raise UsageError(f"found bound {promise.bound:g}; expected {bound_of(networks):g}")
+    if (promise.adjacency, promise.mechanism) != (ADJACENCY, MECHANISM):
+        raise UsageError(
+            f"found {promise.adjacency!r} by {promise.mechanism!r}; expected {ADJACENCY!r} by "
+            f"{MECHANISM!r}"
+        )
     if not promise.noise <= promise.added * (1 + 1e-9) < math.inf or not promise.receipts:
         raise UsageError("found a guarantee without its releases; expected their receipts")
 

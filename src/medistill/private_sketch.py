@@ -1,10 +1,9 @@
 """Sketches with a proof: one bounded vector for each patient, one noisy release of their sum."""
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from .ledger import Ledger
 from .privacy import (
     COUNT,
     GRID,
+    MOST,
     Clean,
     Guarantee,
     Unit,
@@ -30,11 +30,11 @@ from .privacy import (
 from .probes import GRID as SKETCH_GRID
 from .probes import Probe, SketchSpec, all_spreads, check_backbone, probe
 from .progress import progress
-from .sets import GIVEN, RealSet
+from .sets import GIVEN, Card, RealSet
 from .sketch import Sketch, shape_of
 
 CLEAR, HOPELESS = 0.3, 1.0  # noise of a class's mean, as a share of the longest mean there is
-SHARD = 2**25  # whole numbers of unit vectors at once
+SHARD = 2**25  # numbers of unit vectors, and pixels, at once
 HERE = Here()
 
 
@@ -106,8 +106,13 @@ def _check_bounded(spec: SketchSpec) -> None:
 
 def _promise(spec: SketchSpec, epsilon: float, delta: float, unit: Unit) -> Guarantee:
     _check_bounded(spec)
-    noise = noise_of(epsilon, delta)
-    return Guarantee(epsilon, delta, unit, noise, bound_of(spec.networks), noise)
+    noise, bound = noise_of(epsilon, delta), bound_of(spec.networks)
+    if noise * bound * SKETCH_GRID * 40 > MOST:
+        raise UsageError(
+            f"found epsilon {epsilon:g} and delta {delta:g}, whose noise no number here can hold; "
+            "expected more"
+        )
+    return Guarantee(epsilon, delta, unit, noise, bound, noise)
 
 
 def _advice(
@@ -131,8 +136,8 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
     """Return the number of each image's unit, int64 [n].
 
     Raises: UsageError when the task has several labels, the classes are not those of the public
-    list, the normalization was taken from the data, or patients are the unit and the source does
-    not tell them apart.
+    list, the normalization was taken from the data, one image decides which others are there or how
+    they look, or patients are the unit and the source does not tell them apart.
     """
     card = real.card
     if tuple(classes) != card.classes:
@@ -149,6 +154,11 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
         )
     if real.whitening is not None:
         raise UsageError("found whitening taken from the data, which is private; expected none")
+    if real.depends:
+        raise UsageError(
+            f"found images of {card.name} that depend on each other by {real.depends}, so that one "
+            f"{unit} more could change all of them; expected none that do"
+        )
     if unit == "image":
         return torch.arange(len(real))
     if not card.patients or real.groups is None:
@@ -188,9 +198,12 @@ def private_sketch(
     units = check(real, unit, classes)
     extra("opendp.prelude", "dp")  # asked before anything is spent
     promise = _promise(spec, epsilon, delta, unit)
+    ledger.check(real.card.name, real.digest, promise)
+    spreads = all_spreads(spec, real.card)
+    clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
+    # Before the noise is drawn, and after all that takes hours or could fail.
     noted = ledger.spend(real.card.name, real.digest, promise)
-    promise = dataclasses.replace(promise, receipts=(noted,))
-    return released(real, units, spec, promise, compute, engine)
+    return _noisy(clean, real.card, spec, spreads, replace(promise, receipts=(noted,)))
 
 
 def released(
@@ -207,14 +220,21 @@ def released(
     left out.
     """
     _check_bounded(spec)
-    k, networks, width = shape_of(real.card, spec)
     spreads = all_spreads(spec, real.card)
     clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
+    return _noisy(clean, real.card, spec, spreads, promise)
+
+
+def _noisy(
+    clean: Clean, card: Card, spec: SketchSpec, spreads: Tensor, promise: Guarantee
+) -> Sketch:
+    k, networks, width = shape_of(card, spec)
     noisy = clean.release(promise.noise).view(k, networks * width + 1)
     sums = (noisy[:, :-1] * (SKETCH_GRID // GRID)).view(k, networks, width)
     counts = (noisy[:, -1].double() / (GRID * COUNT)).round().clamp_min(1).long()
-    # What a source says of its images may tell of one patient's, so it stays: that they are CT, MR.
-    public = dataclasses.replace(real.card, digest="", modality="")
+    # What a source says of its images may tell of one patient's, so it stays: that they are CT, MR,
+    # or that each is named.
+    public = replace(card, digest="", modality="", patients=promise.unit == "patient")
     return Sketch(spec, public, sums, counts, spreads, promise)
 
 
@@ -233,7 +253,7 @@ def unit_sums(
     k, networks, width = shape_of(real.card, spec)
     order = units.argsort(stable=True)
     _, sizes = units[order].unique_consecutive(return_counts=True)
-    most = max(1, SHARD // (k * (networks * width + 1)))
+    most = max(1, SHARD // max(k * (networks * width + 1), real.images[0].numel()))
     parts = order.split(_packed(sizes.tolist(), most))
     shards = (_Shard(real.take(part), units[part]) for part in parts)
     task = partial(_shard_sums, spec=spec, spreads=spreads, compute=compute)
@@ -284,7 +304,7 @@ class Placed(NamedTuple):
 
     def vectors(self, way: Probe, compute: Compute) -> Tensor:
         """Return the images' vectors [n, 2 J L] without a gradient."""
-        way = dataclasses.replace(way, network=lowered(way.network, compute))
+        way = replace(way, network=lowered(way.network, compute))
         return torch.cat([way.of_images(block, compute) for block in self.blocks])[self.where]
 
 

@@ -123,6 +123,22 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Refuse, before hours of work, a place where no file can be written.
+
+    Raises: NoRoom.
+    """
+    try:
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise NoRoom(
+            f"could not write {path}: {error.strerror}; expected a folder that can be written: "
+            "choose another"
+        ) from error
+
+
 def refuse_existing(*paths: Path) -> None:
     """Refuse to write where something is already.
 

@@ -16,15 +16,7 @@ from torch import Tensor
 
 from .errors import DataError, RunRefused, UsageError
 from .pixels import Whitening, normalize, tiles_of
-from .records import (
-    Json,
-    canonical,
-    from_record,
-    load_state,
-    save_state,
-    state_digest,
-    to_record,
-)
+from .records import Json, canonical, from_record, load_state, save_state, state_digest, to_record
 
 FULL = {torch.uint8: 255, torch.uint16: 65535}  # what is stored for intensity 1
 GIVEN = "given, not from the data"  # a normalization
@@ -78,7 +70,8 @@ class RealSet:
     of patients (or identical images), or None; facts: what else is known of each image, as numbers
     [n], by name. `file` is the map of a file that the images lie in, if they do: its pages are
     given back after each read, so that a set larger than the memory never fills it. `whitening` is
-    what normalized images pass through as well.
+    what normalized images pass through as well. `depends` says by what one image may decide which
+    others stand here or how they look; empty where none may.
     Raises: DataError when shapes, types or labels do not fit the card.
     """
 
@@ -89,6 +82,7 @@ class RealSet:
     facts: dict[str, Tensor] = field(default_factory=dict)
     file: mmap.mmap | None = None
     whitening: Whitening | None = None
+    depends: str = ""
 
     def __post_init__(self) -> None:
         shape = (self.card.channels, *self.card.shape)
@@ -175,7 +169,7 @@ class RealSet:
         facts = {name: values[index] for name, values in self.facts.items()}
         part = RealSet(self.images[where], self.labels[where], self.card, groups, facts)
         self._give_back()
-        return part.whitened(self.whitening)
+        return copied(part, whitening=self.whitening, depends=self.depends)
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the images as stored, in order and in blocks; each is gone when the next comes."""

@@ -1,9 +1,12 @@
 """Attributes and subgroups: what a model tells of members, and whom it serves worse."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backbones import Network
@@ -19,15 +22,15 @@ LEAST = 20  # images of the least frequent value, below which nothing is asked
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute: how often it is guessed of members, by a model of the set and by a control.
+    """One attribute: how often a model of the set lets it be guessed of members, and of others.
 
-    The control saw no member, so only what is guessed better than by it tells about members; `low`
-    and `high` bound that advantage, of the same members.
+    What is guessed of others is seen in any image; only what is guessed better of members was
+    remembered of them. `low` and `high` bound that advantage.
     """
 
     name: str
     guessed: float
-    control: float
+    others: float
     majority: float
     low: float
     high: float
@@ -45,42 +48,64 @@ class Subgroup:
 
 
 def attributes(
-    network: Network, control: Network, members: RealSet, *, seed: int = 0
+    network: Network, members: RealSet, others: RealSet, *, seed: int = 0
 ) -> list[Attribute]:
-    """Guess each attribute of members from what a model says of their images and classes.
+    """Guess each attribute from what a model says of images and their classes.
 
-    The attacker knows the attribute of half of the members and learns it by a random forest on
-    logits and class, for what is remembered need not be linear; asked is the other half. The same
-    with the control's logits, on the same members: the advantage is the mean difference, with 95%
-    intervals of paired differences.
+    The attacker knows the attribute of half of the members (patients, where they are known) and
+    learns it by a random forest on logits and class, for what is remembered need not be linear;
+    asked are the other half, and the others, of whom nothing can be remembered. The advantage is
+    the difference of the shares that are guessed right, with intervals of 95% for all attributes
+    together, whose deviation counts the images of a patient as one.
     Attributes are the facts of a source with 2 to 10 values, 20 members of each or more.
     """
-    order = torch.randperm(len(members), generator=Rng(seed).at("attributes")).numpy()
-    known, asked = order[: len(order) // 2], order[len(order) // 2 :]
-    seen = [_seen(one, members) for one in (network, control)]
+    from scipy.stats import norm
+
+    units = _units(members)
+    names = np.unique(units)
+    chosen = np.random.default_rng(Rng(seed).integer("attributes")).permutation(names)
+    known = np.isin(units, chosen[: len(names) // 2])
+    seen, strange = _seen(network, members), _seen(network, others)
+    told = {name: _values(members, name) for name in members.facts if name in others.facts}
+    told = {name: values for name, values in told.items() if _usable(values)}
+    times = float(norm.ppf(1 - 0.05 / (2 * max(1, len(told)))))
     found = []
-    for name in members.facts:
-        values = _values(members, name)
-        if not _usable(values):
-            continue
-        own, other = (_guessed(rows, values, known, asked) for rows in seen)
-        gain = own.astype(float) - other.astype(float)
-        half = 1.959964 * float(gain.std(ddof=1)) / len(gain) ** 0.5
-        mean = float(gain.mean())
+    for name, values in told.items():
+        guess = _forest(seen[known], values[known])
+        own = guess(seen[~known]) == values[~known]
+        other = guess(strange) == _values(others, name)
+        gain = float(own.mean() - other.mean())
+        half = times * math.hypot(_deviation(own, units[~known]), _deviation(other, _units(others)))
         counts = np.unique(values, return_counts=True)[1]
         largest = float(counts.max() / counts.sum())
         shares = float(own.mean()), float(other.mean())
-        found.append(Attribute(name, *shares, largest, mean - half, mean + half))
+        found.append(Attribute(name, *shares, largest, gain - half, gain + half))
     return found
 
 
-def _guessed(rows: Array, values: Array, known: Array, asked: Array) -> Bools:
+def _forest(rows: Array, values: Array) -> Callable[[Array], Array]:
     from sklearn.ensemble import RandomForestClassifier
 
     model = RandomForestClassifier(200, min_samples_leaf=5, random_state=0)
-    model.fit(rows[known], values[known])
-    right: Bools = model.predict(rows[asked]) == values[asked]
-    return right
+    model.fit(rows, values)
+    guess: Callable[[Array], Array] = model.predict
+    return guess
+
+
+def _units(real: RealSet) -> NDArray[np.int64]:
+    groups = torch.arange(len(real)) if real.groups is None else real.groups.cpu()
+    found: NDArray[np.int64] = groups.numpy()
+    return found
+
+
+def _deviation(right: Bools, units: NDArray[np.int64]) -> float:
+    """Return the standard deviation of a share whose images go together by unit.
+
+    s^2 = G / (G - 1) sum over units g of (sum over its images of (x - mean))^2 / n^2
+    """
+    _, place = np.unique(units, return_inverse=True)
+    sums = np.bincount(place, right - right.mean())
+    return math.sqrt(len(sums) / max(1, len(sums) - 1) * float((sums**2).sum())) / len(right)
 
 
 def subgroups(network: Network, real: RealSet) -> list[Subgroup]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..backbones import ConvNet
 from ..errors import UsageError
 from ..features import extract_fast, fixed, read_size
+from ..pixels import mosaic_of, tiles_of
 from ..rng import Rng
 from ..sets import RealSet, SyntheticSet
 
@@ -16,6 +18,7 @@ SAMPLE = 1000  # held-out images that serve as yardstick, at most
 QUANTILE = 0.01
 FAILS = 0.005  # of two views together: once in a hundred audits
 SAME = 1e-3  # of the median distance between images: that is the same image, stored anew
+See = Callable[[Tensor], Tensor]
 FEATURES = ConvNet(depth=3, width=64)
 
 
@@ -57,7 +60,8 @@ def copies(
 ) -> list[Copies]:
     """Compare a set with the images it was made from, as pixels and as features.
 
-    Every tile of an image that holds several is looked at. Pixels of an image are centered and
+    Every tile of an image that holds several is looked at, beside real images that were shrunken to
+    a tile and enlarged again, as one of these would have been. Pixels of an image are centered and
     scaled to norm 1, so that another brightness hides no copy; features are a random network's.
     Shapes: `members` and `others` are training and held-out images of the same card.
     Raises: UsageError when one of them is empty.
@@ -67,11 +71,23 @@ def copies(
     made, _ = synthetic.to_train()
     network = fixed(FEATURES.build(members.card, Rng(seed).at("copies")))
     order = torch.randperm(len(others), generator=Rng(seed).at("yardstick"))[:SAMPLE]
-    views: dict[str, Callable[[Tensor], Tensor]] = {
+    views: dict[str, See] = {
         "pixels": _plain,
         "features": lambda images: _unit(extract_fast(network, images)),
     }
-    return [_compare(name, see, made, members, others.take(order)) for name, see in views.items()]
+    real = partial(_as_tiles, factor=synthetic.recipe.factor)
+    held = others.take(order)
+    return [_compare(name, see, real, made, members, held) for name, see in views.items()]
+
+
+def _as_tiles(images: Tensor, factor: int) -> Tensor:
+    """Return images as a set of so many tiles an image would show them."""
+    if factor == 1:
+        return images
+    each = factor ** (images.ndim - 2)
+    missing = -len(images) % each
+    whole = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    return tiles_of(mosaic_of(whole, factor), factor)[: len(images)]
 
 
 def nearest_members(images: Tensor, members: RealSet) -> Tensor:
@@ -90,16 +106,19 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _compare(
-    view: str, see: Callable[[Tensor], Tensor], made: Tensor, members: RealSet, others: RealSet
+    view: str, see: See, real: See, made: Tensor, members: RealSet, others: RealSet
 ) -> Copies:
+    def shown(images: Tensor) -> Tensor:
+        return see(real(images))
+
     held = torch.cat(
         [
-            see(others.normalized(part))
+            shown(others.normalized(part))
             for part in torch.arange(len(others)).split(read_size(others))
         ]
     )
-    distances, nearest = _nearest(see(made), members, see)
-    usual, _ = _nearest(held, members, see)
+    distances, nearest = _nearest(see(made), members, shown)
+    usual, _ = _nearest(held, members, shown)
     place = max(1, round(QUANTILE * len(usual)))
     yardstick = float(usual.sort().values[place - 1])
     exact = int((distances < SAME * max(float(usual.median()), 1e-12)).sum())
@@ -128,9 +147,7 @@ def chance_of(suspects: int, images: int, place: int, others: int) -> float:
     return float(hypergeom.sf(suspects - 1, images + others, images, first))
 
 
-def _nearest(
-    rows: Tensor, members: RealSet, see: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _nearest(rows: Tensor, members: RealSet, see: See) -> tuple[Tensor, Tensor]:
     """Return each row's distance to its nearest member, and which one; read in pieces."""
     best = torch.full((len(rows),), torch.inf)
     place = torch.zeros(len(rows), dtype=torch.int64)

@@ -41,7 +41,7 @@ class Found:
     """How well scores tell members from others at one rate of false positives.
 
     `resolved` is False where there are too few others to measure that rate: even no false positive
-    among n bounds it by about 3 / n only.
+    among n bounds it by about 3 / n only. n counts images (patients), however often each was asked.
     """
 
     rate: float
@@ -88,11 +88,15 @@ def curve_of(
         threshold = descending[allowed] if allowed < len(others) else -math.inf
         hits = int((members > threshold).sum())
         low, high = exact_interval(hits, len(members))
-        resolved = exact_interval(0, len(others), 0.9)[1] <= rate
+        sizes = len(members), len(others)
         found.append(
-            Found(rate, hits / len(members), low, high, len(members), len(others), resolved)
+            Found(rate, hits / len(members), low, high, *sizes, _resolves(len(others), rate))
         )
     return Curve(area, max(0.0, area - half), min(1.0, area + half), tuple(found))
+
+
+def _resolves(others: int, rate: float) -> bool:
+    return others > 0 and exact_interval(0, others, 0.9)[1] <= rate
 
 
 def _area(members: Array, others: Array) -> float:
@@ -142,8 +146,14 @@ def clustered(
     low, high = np.nanpercentile(areas, [tail, 100 - tail])
     tail = 100 * (1 - LEVEL) / 2
     within = np.nanpercentile(np.array(shares), [tail, 100 - tail], axis=0).T
+    distinct = int((~inside & known).any(0).sum())
     wider = tuple(
-        dataclasses.replace(one, low=min(one.low, float(a)), high=max(one.high, float(b)))
+        dataclasses.replace(
+            one,
+            low=min(one.low, float(a)),
+            high=max(one.high, float(b)),
+            resolved=_resolves(distinct, one.rate),
+        )
         for one, (a, b) in zip(found.found, within, strict=True)
     )
     return Curve(found.auc, min(found.auc_low, float(low)), max(found.auc_high, float(high)), wider)

@@ -14,7 +14,8 @@ def verdict(record: Json) -> Json:
     A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
     release that breaks its promise. Its absence is said only of these attacks, and only where the
     positive control was found, by an attack on the student and in the set itself, and the negative
-    one was not.
+    one was not. `blind` names the attacks that did not find their own control: that these find
+    nothing says nothing, whatever the others found.
     """
     members: list[str] = []
     reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
@@ -26,11 +27,11 @@ def verdict(record: Json) -> Json:
     if record.get("mechanism", {}).get("broken"):
         reasons.append("the release breaks its promise")
     if "membership" not in record:
-        return {"leaks": bool(reasons), "reasons": reasons, "membership": "not asked"}
+        told = {"leaks": bool(reasons), "reasons": reasons}
+        return {**told, "blind": [], "membership": "not asked"}
     control = record["positive_control"]
     seen = [curve for name in ("lira", "rmia") for curve in control[name].values()]
-    given = [one for curve in control["set"].values() for one in curve["found"]]
-    copied = all(one["tpr"] >= COPIED for one in given if one["rate"] == RATE)
+    copied = all(_sees("set", curve) for curve in control["set"].values())
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
     positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
     negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
@@ -38,13 +39,29 @@ def verdict(record: Json) -> Json:
         for side, curve in one.items():
             if curve["auc_low"] > 0.5 and negative:
                 members.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
-    told = record["one_run"].get("claimed")
-    if told is not None and record["one_run"]["lower"] > told:
-        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {told:g}")
+    claimed = record["one_run"].get("claimed")
+    if claimed is not None and record["one_run"]["lower"] > claimed:
+        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {claimed:g}")
     valid = "valid"
     if not negative:
         valid = "no verdict: the negative control was found"
     elif not positive and not members:
-        valid = "no verdict: the positive control was not found, so finding nothing means nothing"
+        valid = (
+            "no verdict: the positive control was not found, so finding nothing means nothing: "
+            "longer students know copies better (--control-steps), and more models say more"
+        )
     reasons += members
-    return {"leaks": bool(reasons), "reasons": reasons, "membership": valid}
+    blind = [
+        f"{name} of {side}"
+        for name, by in control.items()
+        for side, curve in by.items()
+        if not _sees(name, curve)
+    ]
+    return {"leaks": bool(reasons), "reasons": reasons, "blind": blind, "membership": valid}
+
+
+def _sees(name: str, curve: Json) -> bool:
+    """Say whether an attack found its own positive control."""
+    if name != "set":
+        return bool(curve["auc_low"] > POSITIVE)
+    return all(one["tpr"] >= COPIED for one in curve["found"] if one["rate"] == RATE)

@@ -1,5 +1,6 @@
 """medistill audit: what an attack learns from a run."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,10 @@ def audit(
     ] = None,
     images: Annotated[int, typer.Option(help="Training images to ask about.")] = 400,
     student_steps: Annotated[int, typer.Option(help="Steps of each model's training.")] = 300,
+    control_steps: Annotated[
+        int,
+        typer.Option(help="Steps of the positive control's students, who learn copies by heart."),
+    ] = 400,
     precision: Precision = "float32",
     workers: Workers = 1,
     seed: Seed = 0,
@@ -59,8 +64,11 @@ def audit(
     from ..compute import Compute
     from ..data import load
     from ..engine import local
+    from ..ledger import Ledger, ledger_file
 
-    at_least_one(models=models, images=images, student_steps=student_steps)
+    _check_minutes(budget)
+    counts = {"images": images, "student_steps": student_steps, "control_steps": control_steps}
+    at_least_one(models=models, **counts)
     where = optioned(data, window=window, spacing=spacing)
     splits = load(where, root=data_root, offline=offline, seed=seed)
     record = audit_run(
@@ -68,14 +76,21 @@ def audit(
         splits,
         minutes=budget,
         models=models,
-        images=images,
-        student_steps=student_steps,
+        **counts,
         seed=seed,
         compute=Compute(precision),
         engine=local(workers),
         cache=cache_folder(),
+        ledger=Ledger(ledger_file()),
     )
     emit(record, _text(record, run), as_json)
+
+
+def _check_minutes(budget: float) -> None:
+    from ..errors import UsageError
+
+    if not 0 <= budget < math.inf:
+        raise UsageError(f"found --budget {budget:g}; expected minutes")
 
 
 def _text(record: "Json", run: Path) -> str:
@@ -94,7 +109,7 @@ def _text(record: "Json", run: Path) -> str:
     for one in record["attributes"]:
         lines.append(
             f"attribute {one['name']}: guessed of {100 * one['guessed']:.1f}% of members, "
-            f"{100 * one['control']:.1f}% by a control (advantage {100 * one['low']:.1f} to "
+            f"{100 * one['others']:.1f}% of others (advantage {100 * one['low']:.1f} to "
             f"{100 * one['high']:.1f} points)"
         )
     if "mechanism" in record:
@@ -112,6 +127,14 @@ def _text(record: "Json", run: Path) -> str:
     return "\n".join([*lines, f"look at {run / 'audit_copies.png'}"])
 
 
+def _share(found: "Json") -> str:
+    power = "" if found["resolved"] else " (too few others for this rate)"
+    return (
+        f"{100 * found['rate']:g}%: {100 * found['tpr']:.1f} [{100 * found['low']:.1f}, "
+        f"{100 * found['high']:.1f}]{power}"
+    )
+
+
 def _attacks(record: "Json") -> list[str]:
     who = f"{record['images']} images"
     if record["units"] < record["images"]:
@@ -127,13 +150,16 @@ def _attacks(record: "Json") -> list[str]:
     ):
         for attack, sides in record[key].items():
             for side, curve in sides.items():
-                found = curve["found"][-1]
+                shares = ", at ".join(_share(found) for found in reversed(curve["found"]))
                 lines.append(
                     f"  {title:<17}{attack:<5}{side:<9} AUC {curve['auc']:.3f} "
-                    f"[{curve['auc_low']:.3f}, {curve['auc_high']:.3f}]; found at "
-                    f"{100 * found['rate']:g}%: {100 * found['tpr']:.1f} "
-                    f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+                    f"[{curve['auc_low']:.3f}, {curve['auc_high']:.3f}]; found at {shares}"
                 )
+    if blind := record["verdict"]["blind"]:
+        lines.append(
+            f"that these find nothing says nothing, for they did not find their own control: "
+            f"{', '.join(blind)}"
+        )
     one = record["one_run"]
     lines.append(
         f"one run: {one['right']} of {one['guesses']} guesses right: epsilon is at least "

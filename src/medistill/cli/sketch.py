@@ -1,6 +1,7 @@
 """medistill sketch and merge: sums of a set, and the sums of several."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,6 +40,7 @@ from .private import (
 )
 
 if TYPE_CHECKING:
+    from ..ledger import Ledger
     from ..probes import SketchSpec
     from ..records import Json
     from ..sets import RealSet
@@ -269,20 +271,25 @@ def _spec(
 def merge(
     sketches: Annotated[list[Path], typer.Argument(help="Sketches made with the same settings.")],
     out: Out,
+    ledger: LedgerFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Add sketches up: the sketch of all their images, to the last bit (docs/methods.md).
 
-    Sketches that were made with other settings are refused, and the field that differs is named.
+    Sketches that were made with other settings are refused, and the field that differs is named;
+    so are private ones that the ledger at hand knows for releases of the same data.
 
     Example: medistill merge a.sketch b.sketch --out both.sketch
     """
+    from ..ledger import Ledger, ledger_file
     from ..records import to_record
     from ..sketch import Sketch
     from ..sketch import merge as merge_all
 
     _check_out(out)
-    made = merge_all([Sketch.load(path) for path in sketches])
+    parts = [Sketch.load(path) for path in sketches]
+    _check_sites(parts, Ledger(ledger or ledger_file()))
+    made = merge_all(parts)
     made.save(out)
     images = int(made.counts.sum())
     record = {"sketch": str(out), "sketches": len(sketches), "images": images}
@@ -296,11 +303,27 @@ def merge(
     emit(record, text, as_json)
 
 
+def _check_sites(parts: "Sequence[Sketch]", ledger: "Ledger") -> None:
+    """Refuse releases of the same data: what they guarantee together is less than any of them."""
+    from ..errors import RunRefused
+
+    promised = [part.privacy for part in parts if part.privacy is not None]
+    for one, other in itertools.combinations(promised, 2):
+        if found := ledger.same(one.receipts, other.receipts):
+            total = ledger.together(found.data, found.digest, one.delta)
+            raise RunRefused(
+                f"found two releases of {found.data}, which guarantee epsilon {total:.2f} together "
+                f"at delta {one.delta:g}; expected sketches of sites that share no patient: use one"
+            )
+
+
 def _check_out(out: Path) -> None:
     """Refuse a file that is there, or whose name later commands would not take for a sketch."""
     from ..errors import RunRefused, UsageError
+    from ..records import check_writable
 
     if out.suffix != SKETCH:
         raise UsageError(f"found --out {out}; expected a name that ends in {SKETCH}")
     if out.exists():
         raise RunRefused(f"found {out} already there; expected a new file: choose another --out")
+    check_writable(out)

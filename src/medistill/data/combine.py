@@ -10,6 +10,7 @@ from ..errors import DataError, UsageError
 from ..rng import Rng
 from ..sets import FULL, Card, RealSet, Splits
 from .source import Source, Where, bare, split_outside
+from .split import depending
 
 OPTIONS = ("labels", "size", "n")
 
@@ -56,7 +57,8 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
             for one, start in zip(sets, offsets, strict=False)
         ]
         pooled.append(RealSet(images, torch.cat(labels), card, groups[position]))
-    return Splits(*pooled)
+    inside = (part.train.depends for part in parts)
+    return depending(Splits(*pooled), *inside, "n" if limit else "")
 
 
 def _check(cards: Sequence[Card]) -> None:

@@ -13,7 +13,7 @@ from .table import Item, split_named
 
 OPTIONS = (
     *RULE_OPTIONS,
-    *("path", "label", "patient", "split", "site", "by", "task", "classes", "images"),
+    *("path", "label", "patient", "split", "site", "by", "deal", "task", "classes", "images"),
 )
 # Names that columns go by, in small letters and without marks between words.
 NAMES = {
@@ -36,7 +36,8 @@ def load(source: Source, where: Where) -> Splits:
 
         path=COLUMN    the file           label=COLUMN   the class; label=A|B|C: columns of 0 and 1
         patient=COLUMN  split=COLUMN  site=COLUMN        by common names unless given
-        by=image       part by image, not by patient     images=FOLDER  where relative paths begin
+        by=image       part by image, not by patient     deal=each  as in `folder`, by patient
+        images=FOLDER  where relative paths begin
         task=ordinal   or multi-label: labels of one column stand apart by |
         classes=a|b|c  their names in order
 

@@ -11,7 +11,7 @@ from .listed import Listed, loaded
 from .source import Source, Where
 from .table import Item
 
-OPTIONS = (*RULE_OPTIONS, "by", "task", "classes", "images")
+OPTIONS = (*RULE_OPTIONS, "by", "deal", "task", "classes", "images")
 SPLITS = {"training": "train", "validation": "val", "test": "test"}
 MOST_BYTES = 2**28
 
@@ -22,8 +22,8 @@ def load(source: Source, where: Where) -> Splits:
     `label` (or `class`) is a name or a number, or a list of them where an image may have several;
     `labels` or `class_names` above may name the numbers. `patient` (or `subject`, `patient_id`)
     and `site` are read where they are. Images without a label, as in a challenge's test list, are
-    left out. Options, beside those of `rule_of`: by=image, task=ordinal, classes=a|b|c in order,
-    images=FOLDER where relative paths begin (the list's own folder unless given).
+    left out. Options, beside those of `rule_of`: by=image, deal=each, task=ordinal, classes=a|b|c
+    in order, images=FOLDER where relative paths begin (the list's own folder unless given).
 
     Raises: DataError with key and number of the entry that cannot be used.
     """

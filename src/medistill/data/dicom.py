@@ -19,9 +19,9 @@ from .decode import decoded, stamp_of
 from .files import DICOM, RULE_OPTIONS, Array, Rule, ending, fitted, rule_of, spread, windowed
 from .listed import by_of, intensity_of
 from .source import Source, Where
-from .table import Item, assembled, classes_of, task_of
+from .table import Item, assembled, classes_of, deal_of, task_of
 
-OPTIONS = (*RULE_OPTIONS, "label", "by", "task", "classes", "limit", "least")
+OPTIONS = (*RULE_OPTIONS, "label", "by", "deal", "task", "classes", "limit", "least")
 NO_IMAGES = ("Segmentation", "SR", "Presentation State", "Encapsulated", "RT ", "Waveform")
 # What pydicom raises on files that are cut off or hold nonsense.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, NotImplementedError)
@@ -76,7 +76,8 @@ def load(source: Source, where: Where) -> Splits:
 
         label=folder   the sub-folder (the default where there are several), or a header's
                        Modality, BodyPartExamined, SeriesDescription or ProtocolName
-        by=image       part by slice, not by patient     least=N    series of N slices or more
+        by=image       part by slice, not by patient     deal=each  as in `folder`
+        least=N    series of N slices or more
         limit=N        at most N slices of each series, evenly
         task=ordinal   classes=a|b|c in order
 
@@ -133,7 +134,7 @@ def _splits(
         for name in ("stored height", "stored width", *RISKS)
     }
     rng = Rng(where.seed).child("dicom")
-    return assembled(items, found, card, rng, by, facts)
+    return assembled(items, found, card, rng, by, facts, deal_of(source))
 
 
 def _per_image(one: Series, name: str) -> list[int]:

@@ -19,10 +19,10 @@ from .decode import decoded
 from .files import BROKEN, PICTURES, Array, no_whole_image, picture
 from .listed import Listed
 from .source import ARCHIVES, Source, Where
-from .split import SHARES
-from .table import Item, assembled
+from .split import SHARES, depending
+from .table import Item, assembled, deal_of
 
-OPTIONS = ("size", "channels", "limit")
+OPTIONS = ("size", "channels", "limit", "deal")
 # What people name the folders of splits, whatever the case.
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -52,6 +52,8 @@ def load(source: Source, where: Where) -> Splits:
         channels=1  color to grey by luma (ITU-R 601); channels=3 repeats grey; without it 1 if
                     every image is grey, else 3
         limit=N     at most N images of each class (of each given split), chosen by seed
+        deal=each   each image falls to a split by its own pixels (and the seed) alone, so that no
+                    other one moves it (docs/privacy.md); shares then come out about right
 
     Raises: DataError when there are no images or classes, or an image is broken, of another size
     or deeper than 8 bits.
@@ -66,7 +68,8 @@ def load(source: Source, where: Where) -> Splits:
         raise UsageError("folder: found channels=2; expected 1 or 3")
     rng = Rng(where.seed).child("folder")
     items, classes = _items(top)
-    items = _chosen(items, source.integer("limit", 0, 1, 1 << 40), rng)
+    limit = source.integer("limit", 0, 1, 1 << 40)
+    items = _chosen(items, limit, rng)
     count, shape = _header([item.path for item in items], size, channels)
     read = partial(_picture, mode="L" if count == 1 else "RGB", shape=shape, pad=bool(size))
     listed = [Listed(item.path, item.path, Item(item.label, item.split)) for item in items]
@@ -80,7 +83,13 @@ def load(source: Source, where: Where) -> Splits:
         shape=shape,
         intensity="8-bit values / 255",
     )
-    return assembled([one.item for one in listed], images, card, rng)
+    found = assembled([one.item for one in listed], images, card, rng, each=deal_of(source))
+    return depending(
+        found,
+        found.train.depends,
+        "limit" if limit else "",
+        "" if channels else "channels that are read from all images (give channels)",
+    )
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -17,9 +17,9 @@ from .decode import Decoded, decoded, stamp_of
 from .files import RULE_OPTIONS, VOLUMES, Array, Rule, ending, rule_of, spread, windowed
 from .listed import Listed, by_of, intensity_of, loaded
 from .source import Source, Where
-from .table import Item, assembled, classes_of
+from .table import Item, assembled, classes_of, deal_of
 
-OPTIONS = (*RULE_OPTIONS, "labels", "start", "by", "task", "classes", "least")
+OPTIONS = (*RULE_OPTIONS, "labels", "start", "by", "deal", "task", "classes", "least")
 PATCH = 32
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError)
 
@@ -40,7 +40,7 @@ def load(source: Source, where: Where) -> Splits:
     those overlap. Options, beside those of `rule_of`:
 
         labels=MAP    least=N  labels of N voxels or more (500)    classes=a|b|c  label values
-        by=image      part by slice (or cube), not by patient
+        by=image      part by slice (or cube), not by patient     deal=each  as in `folder`
         start=N       the map begins at slice N of the image, whatever the headers say
 
     Raises: UsageError when nibabel is absent; DataError with the file that cannot be used.
@@ -160,7 +160,8 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
         flips=False,  # a mirrored body has its liver on the left
         intensity=intensity_of(replace(rule, shape=()), np.dtype(np.uint16), ".nii"),
     )
-    return assembled(items, whole, card, Rng(where.seed).child("nifti"), by_of(source))
+    rng, by = Rng(where.seed).child("nifti"), by_of(source)
+    return assembled(items, whole, card, rng, by, each=deal_of(source))
 
 
 def _pairs(top: Path, labels: Path) -> list[tuple[str, str]]:

@@ -1,12 +1,15 @@
 """Identical images, and stratified splits that never tear a group apart."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..rng import Rng
+from ..sets import Splits, copied
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -28,11 +31,41 @@ def identical(parts: Sequence[Iterable[Tensor]]) -> list[Tensor]:
         own: list[int] = []
         for block in part:
             shape = tuple(block.shape[1:])
-            rows = block.reshape(len(block), -1).contiguous().numpy()
-            keys = ((shape, hashlib.blake2b(row, digest_size=16).digest()) for row in rows)
-            own += [known.setdefault(key, len(known)) for key in keys]
+            own += [known.setdefault((shape, key), len(known)) for key in fingerprints(block)]
         numbers.append(torch.tensor(own).long())
     return numbers
+
+
+def depending(splits: Splits, *on: str) -> Splits:
+    """Return splits whose images depend on each other by this (by what is empty they do not)."""
+    told = "; ".join(dict.fromkeys(filter(None, on)))
+    return Splits(*(copied(part, depends=told) for part in splits))
+
+
+def fingerprints(block: Tensor) -> list[bytes]:
+    """Return a digest of each image's pixels."""
+    rows = block.reshape(len(block), -1).contiguous().numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+def assign_each(keys: Sequence[str], shares: Mapping[str, float], rng: Rng) -> dict[str, Tensor]:
+    """Deal images to splits by their keys (of patients, or of pixels) alone, equal keys together.
+
+    A key falls to a split with probability share / (sum of shares), by a digest of seed and key: no
+    image decides where another one goes, as it does in `assign`, and shares come out about right.
+    Shapes: returns int64 positions, in order, of each split.
+
+    Example:
+        >>> found = assign_each([str(n) for n in range(1000)], {"train": 0.7, "test": 0.3}, Rng(0))
+        >>> len(found["train"]), len(found["test"])
+        (696, 304)
+    """
+    names, ends = list(shares), list(accumulate(shares.values()))
+    dealt: dict[str, list[int]] = {name: [] for name in ("train", *shares)}
+    for position, key in enumerate(keys):
+        place = bisect_right(ends, rng.integer("deal", key) / 2**63 * ends[-1])
+        dealt[names[min(place, len(names) - 1)]].append(position)
+    return {name: torch.tensor(found).long() for name, found in dealt.items()}
 
 
 def assign(

@@ -12,7 +12,7 @@ from ..rng import Rng
 from ..sets import Card, RealSet, Splits, TaskKind
 from .decode import Decoded, arranged
 from .source import Source
-from .split import SHARES, assign, identical
+from .split import SHARES, assign, assign_each, depending, fingerprints, identical
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "0"), "train"),
@@ -81,30 +81,25 @@ def assembled(
     rng: Rng,
     by: str = "patient",
     facts: Mapping[str, Tensor] | None = None,
+    each: bool = False,
 ) -> Splits:
     """Return the splits of a list: as given, what is missing cut off train by `rng`.
 
     Patients, and images with identical pixels, stay together (`by="image"`: identical images
-    alone). `groups` numbers patients where they are known, else identical images.
+    alone). `groups` numbers patients where they are known, else identical images. With `each` a
+    patient (an image, where none is named) is dealt by its name (its pixels) alone.
     Raises: DataError when a split is left without images.
     """
-    number = {name: position for position, name in enumerate(card.classes)}
-    if card.task == "multi-label":
-        labels = torch.zeros(len(items), len(card.classes), dtype=torch.int64)
-        for row, item in enumerate(items):
-            labels[row, [number[name] for name in _labels(item)]] = 1
-        rarity = labels.sum(0)
-        first = torch.where(labels == 1, rarity, len(items) + 1).argmin(1)
-        first = torch.where(labels.any(1), first, len(card.classes))
-    else:
-        labels = first = torch.tensor([number[_labels(item)[0]] for item in items])
+    labels, first = _numbered(items, card)
     (same,) = identical([decoded.blocks()])
     patients = _patients(items)
     groups = same if patients is None else patients
     named = all(item.patient and item.sure for item in items)
     card = dataclasses.replace(card, patients=named)
     units = same if by == "image" or patients is None else _joined(patients, same)
-    dealt = _dealt([item.split for item in items], first, units, rng)
+    given = [item.split for item in items]
+    keys = _keys(items, decoded, by) if each else None
+    dealt = _dealt(given, first, units, rng, keys)
     for name, positions in zip(SHARES, dealt, strict=True):
         if not len(positions) and patients is not None:
             raise DataError(
@@ -120,7 +115,8 @@ def assembled(
     # One block of images after the other, so that each split is a slice of a mapped file.
     ready = arranged(decoded, torch.cat(dealt))
     parts = ready.images.split([len(positions) for positions in dealt])
-    return Splits(
+    cut = not each and not {*SHARES} <= {*given}
+    made = Splits(
         *(
             RealSet(
                 images,
@@ -133,6 +129,43 @@ def assembled(
             for images, positions in zip(parts, dealt, strict=True)
         )
     )
+    return depending(made, "a split that is dealt class by class (give it, or deal=each)" * cut)
+
+
+def _numbered(items: Sequence[Item], card: Card) -> tuple[Tensor, Tensor]:
+    """Return the labels as numbers, and by which class each image is dealt: its rarest."""
+    number = {name: position for position, name in enumerate(card.classes)}
+    if card.task != "multi-label":
+        labels = torch.tensor([number[_labels(item)[0]] for item in items])
+        return labels, labels
+    labels = torch.zeros(len(items), len(card.classes), dtype=torch.int64)
+    for row, item in enumerate(items):
+        labels[row, [number[name] for name in _labels(item)]] = 1
+    rarity = labels.sum(0)
+    first = torch.where(labels == 1, rarity, len(items) + 1).argmin(1)
+    return labels, torch.where(labels.any(1), first, len(card.classes))
+
+
+def deal_of(source: Source) -> bool:
+    """Read the option `deal`: each, or class by class.
+
+    Raises: UsageError when it is another word.
+    """
+    deal = source.options.get("deal", "class")
+    if deal not in ("class", "each"):
+        raise UsageError(f"{source.kind}: found deal={deal}; expected class or each")
+    return deal == "each"
+
+
+def _keys(items: Sequence[Item], decoded: Decoded, by: str) -> list[str]:
+    """Return by what each image is dealt: its patient's name, else its pixels."""
+    pixels = [key.hex() for block in decoded.blocks() for key in fingerprints(block)]
+    if by == "image":
+        return pixels
+    return [
+        f"patient {item.patient}" if item.patient else key
+        for item, key in zip(items, pixels, strict=True)
+    ]
 
 
 def _patients(items: Sequence[Item]) -> Tensor | None:
@@ -158,11 +191,17 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
     return torch.from_numpy(parts).long()[one]
 
 
-def _dealt(given: Sequence[str], labels: Tensor, groups: Tensor, rng: Rng) -> list[Tensor]:
+def _dealt(
+    given: Sequence[str], labels: Tensor, groups: Tensor, rng: Rng, keys: Sequence[str] | None
+) -> list[Tensor]:
     """Positions of train, val and test: as given, the missing ones cut off train."""
     missing = {k: v for k, v in SHARES.items() if k == "train" or k not in given}
     mine = torch.tensor([p for p, name in enumerate(given) if name in ("", "train")]).long()
-    cut = {k: mine[v] for k, v in assign(labels[mine], groups[mine], missing, rng).items()}
+    if keys is None:
+        found = assign(labels[mine], groups[mine], missing, rng)
+    else:
+        found = assign_each([keys[place] for place in mine.tolist()], missing, rng)
+    cut = {k: mine[v] for k, v in found.items()}
     kept = {name: torch.tensor([p for p, s in enumerate(given) if s == name]) for name in SHARES}
     return [cut.get(name, kept[name]).long() for name in SHARES]
 

@@ -11,6 +11,7 @@ from ..errors import DataError, UsageError, nearest
 from ..rng import Rng
 from ..sets import FULL, Card, RealSet, Splits, TaskKind, copied
 from .source import Source, Where, bare, split_outside
+from .split import depending
 
 OPTIONS = ("classes", "part", "n", "imbalance", "contrast", "resolution", "noise", "size")
 LEAST = 100  # validation images that stay where a set is cut: fewer choose by chance
@@ -66,7 +67,8 @@ def load(source: Source, where: Where, inner: Callable[[str, Where], Splits]) ->
         splits = Splits(thin[0], thin[1], splits.test)
     card = _card(splits.train.card, source)
     parts = [_changed(part, card, source, rng.child("noise", i)) for i, part in enumerate(splits)]
-    return Splits(*parts)
+    chosen = (name for name in ("part", "n", "imbalance", "noise") if name in source.options)
+    return depending(Splits(*parts), splits.train.depends, *chosen)
 
 
 def _classes(splits: Splits, source: Source) -> Splits:
@@ -88,7 +90,8 @@ def _classes(splits: Splits, source: Source) -> Splits:
         labels = lookup[part.labels]
         index = (labels >= 0).nonzero().flatten()
         kept = part.take(index)
-        parts.append(RealSet(kept.images, labels[index], other, kept.groups))
+        made = RealSet(kept.images, labels[index], other, kept.groups, depends=kept.depends)
+        parts.append(made)
     return Splits(*parts)
 
 

@@ -219,14 +219,15 @@ def _tests(audit: Json, outside: bool) -> Section:
         by_chance = "" if outside else f"by chance {100 * one['chance']:.1f}%"
         rows.append(("reconstruction", what, by_chance))
     for one in audit["attributes"]:
-        what = f"{one['name']}: guessed of {100 * one['guessed']:.1f}% of members, by a model that "
-        what += f"saw none {100 * one['control']:.1f}%"
+        what = f"{one['name']}: guessed of {100 * one['guessed']:.1f}% of members, of others "
+        what += f"{100 * one['others']:.1f}%"
         gain = f"advantage {100 * one['low']:.1f} to {100 * one['high']:.1f} points"
         rows.append(("attribute inference", what, gain))
     if "mechanism" in audit:
         held = audit["mechanism"]
         what = f"{held['runs']:,} releases with and without the worst patient"
-        said = f"epsilon is at least {held['lower']:.2f} of {held['claimed']:g} claimed"
+        said = f"epsilon is at least {held['lower']:.2f} of {held['claimed']:g} claimed (whatever "
+        said += f"the mechanism, {held['free']:.2f})"
         rows.append(("the release", what, said + (": BROKEN" if held["broken"] else "")))
     if "membership" in audit:
         for title, key in (
@@ -244,9 +245,9 @@ def _tests(audit: Json, outside: bool) -> Section:
         "The attacker is assumed to know the method, its settings and the training recipe, and to "
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
         "the worst case. LiRA and RMIA ask a student of the set; the attack on the set looks at "
-        f"how near its images come.{_as_one(audit)} Shares are found members at one false alarm in "
-        "a hundred strangers, then in a thousand; intervals are 95%, those of areas 95% for all "
-        "attacks together."
+        f"how near its images come.{_asked(audit)}{_as_one(audit)} Shares are found members at one "
+        "false alarm in a hundred strangers, then in a thousand; intervals are 95%, those of areas "
+        "95% for all attacks together."
     )
     served: list[tuple[str, ...]] = [
         (one["name"], "" if outside else f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
@@ -256,6 +257,17 @@ def _tests(audit: Json, outside: bool) -> Section:
     left = [f"Not tried: {one}." for one in audit["left_out"]]
     found, groups = Table(("attack", "what", "found"), rows), ("group", "images", "percent")
     return Section("What was tried", [text, found, *left, told, Table(groups, served)])
+
+
+def _asked(audit: Json) -> str:
+    """Say on which sets membership was tried: never on the one that would be released."""
+    if "membership" not in audit:
+        return ""
+    return (
+        f" They were tried on {audit['models']} sets that were made the same way, each from about "
+        f"half of {audit['images']:,} of the training images; the set itself is not attacked so, "
+        "and is made from more of them."
+    )
 
 
 def _as_one(audit: Json) -> str:
@@ -271,17 +283,14 @@ def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
             at: dict[str, Any] = next(one for one in curve["found"] if one["rate"] == RATE)
             rare = next(one for one in curve["found"] if one["rate"] == RARE)
             what = f"{attack}, {side}: {at['members']:,} members, {at['others']:,} others"
-            power = "" if at["resolved"] else "; too few others to resolve this rate"
-            rows.append(
-                (
-                    title,
-                    what,
-                    f"{100 * at['tpr']:.1f}% [{100 * at['low']:.1f}, {100 * at['high']:.1f}], at "
-                    f"0.1%: {100 * rare['tpr']:.1f}%, AUC "
-                    f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]{power}",
-                )
-            )
+            area = f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]"
+            rows.append((title, what, f"{_share(at)}; at 0.1%: {_share(rare)}; AUC {area}"))
     return rows
+
+
+def _share(found: Json) -> str:
+    power = "" if found["resolved"] else " (too few others to resolve this rate)"
+    return f"{100 * found['tpr']:.1f}% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]{power}"
 
 
 def _grid(run: Json, audit: Json) -> Section:
@@ -337,7 +346,11 @@ def _remains(audit: Json) -> str:
         )
     if found["membership"] != "valid":
         return f"No conclusion on membership ({found['membership']}). Treat it as data of patients."
+    blind = found["blind"]
+    could = "the controls show that they could have"
+    if blind:
+        could += f", but for {listed(blind)}, which did not find their own control either"
     return (
-        "These attacks found nothing and the controls show that they could have. Other attacks may "
-        "find more: keep recipients bound by contract not to try."
+        f"These attacks found nothing and {could}. Other attacks may find more: keep recipients "
+        "bound by contract not to try."
     )
