@@ -148,9 +148,10 @@ def table() -> None:
         "# What attacks find",
         "",
         "Written by `python benchmarks/leaks.py table` from `benchmarks/results/leaks.jsonl`; its "
-        f"head says how. {IPC} images per class. Area under the curve, and members found at one "
-        "false alarm in a hundred (percent), with 95% intervals; canaries have a wrong label. That "
-        "an attack finds nothing says nothing of other attacks.",
+        f"head says how. {IPC} images per class. Area under the curve with an interval of 95% for "
+        "all six of a row together, and members found at one false alarm in a hundred (percent) "
+        "with one of 95% each; canaries have a wrong label. That an attack finds nothing says nothing "
+        "of other attacks.",
     ]
     for name in dict.fromkeys(row["set"] for row in jsonl.read(RESULTS)):
         lines += ["", f"## {name}", ""]
@@ -178,14 +179,16 @@ def cells(row: dict[str, Any]) -> list[str]:
     """Return a line's cells."""
     copied, back = row["copies"][0], row["reconstruction"]
     led = f"{back['recovered']} of {back['images']}" if back else ""
-    reasons = "; ".join(row["verdict"]["reasons"]) or "none found"
+    told = row["verdict"]["reasons"]
+    if row["verdict"]["membership"] != "valid":
+        told = [*told, row["verdict"]["membership"]]
     return [
         row["method"],
         row["start"] or "real",
         *curves(row["membership"]),
         f"{copied['exact']} of {copied['images']}",
         led,
-        reasons if row["verdict"]["membership"] == "valid" else row["verdict"]["membership"],
+        "; ".join(told) or "none found",
     ]
 
 

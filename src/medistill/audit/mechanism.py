@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..privacy import GRID, Clean, Guarantee, epsilon_of
 from ..progress import progress
+from .curves import exact_interval
 
 RUNS = 20_000
 LEVEL = 0.95
@@ -108,10 +109,8 @@ def _free(false: Sequence[int], runs: int, delta: float) -> float:
 
 
 def _most(count: int, runs: int, error: float) -> float:
-    """Return the upper bound of a rate (Clopper and Pearson)."""
-    from scipy.stats import beta
-
-    return float(beta.ppf(1 - error, count + 1, runs - count)) if count < runs else 1.0
+    """Return the upper bound of a rate (Clopper and Pearson), which errs this often at most."""
+    return exact_interval(count, runs, 1 - 2 * error)[1]
 
 
 def worst_patient(shape: tuple[int, ...], bound: float) -> Tensor:

@@ -282,8 +282,7 @@ def _limits(found: Opened) -> list[str]:
         places = listed([f"{source} at {ipc}" for source, ipc in absent])
         points.append(f"Without numbers, for a class is too small or they were not run: {places}.")
     settings = "\n".join(
-        f"- {way.title}: {way.method}"
-        + (f", settings {to_record(way)['settings']}" if way.settings else ", its defaults")
+        f"- {way.title}: {way.method}, settings {to_record(make(way.method, way.settings))}"
         + (f", steps by images per class {way.steps}" if way.steps else "")
         for way in study.methods
     )
