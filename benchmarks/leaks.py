@@ -150,8 +150,8 @@ def table() -> None:
         "Written by `python benchmarks/leaks.py table` from `benchmarks/results/leaks.jsonl`; its "
         f"head says how. {IPC} images per class. Area under the curve with an interval of 95% for "
         "all six of a row together, and members found at one false alarm in a hundred (percent) "
-        "with one of 95% each; canaries have a wrong label. That an attack finds nothing says nothing "
-        "of other attacks.",
+        "with one of 95% each; canaries have a wrong label. That an attack finds nothing says "
+        "nothing of other attacks.",
     ]
     for name in dict.fromkeys(row["set"] for row in jsonl.read(RESULTS)):
         lines += ["", f"## {name}", ""]
