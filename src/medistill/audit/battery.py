@@ -55,9 +55,8 @@ from .membership import (
 )
 from .one_run import one_run
 from .reconstruction import recovered
-from .verdict import verdict
+from .verdict import FORMAT, verdict
 
-FORMAT = "medistill audit 1"
 HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each

@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
 from ..audit.facts import facts_of
+from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, nearest
 from ..model import check_own, declared
 from ..pictures import png, synthetic_sheet
 from ..records import Json, atomically, canonical, read_json, to_record, write_atomic
+from ..report.folder import record_of
 from ..report.officer import officer
 from ..sets import SyntheticSet
 from .archive import (
@@ -99,7 +101,7 @@ def pack(
     audit = _read(folder / "audit.json", ("data", "verdict", "copies", "subgroups", "attributes"))
     made, recipe, _ = declared(folder)
     if audit is not None:
-        check_own(audit, made, folder / "audit.json")
+        check_own(record_of(folder / "audit.json", AUDIT), made, folder / "audit.json")
     reasons = _reasons(made, evaluation, audit, least, run.get("real"))
     for flag, reason in reasons.items():
         if flag not in allow:

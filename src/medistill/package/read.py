@@ -55,6 +55,7 @@ class Verdict:
     leaks: bool
     reasons: tuple[str, ...]
     membership: str
+    blind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
 from ..records import Json, read_json
 
 RUN = "medistill run 1"
 EVALUATION = "medistill evaluation 1"
-AUDIT = "medistill audit 1"
 NEEDED = ("source", "command", "method", "images", "data")
 
 
@@ -36,7 +36,7 @@ def read_folder(path: Path) -> RunFolder:
             f"found no run.json in {path}; expected a run folder: give one that "
             "`medistill distill ... --out RUN` wrote"
         )
-    run = _record(path / "run.json", RUN)
+    run = record_of(path / "run.json", RUN)
     missing = [name for name in NEEDED if name not in run]
     if missing or not isinstance(run["data"], dict):
         raise DataError(
@@ -51,19 +51,23 @@ def read_folder(path: Path) -> RunFolder:
         run=run,
         log=_lines(path / "log.jsonl"),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
-        evaluation=_record(evaluation, EVALUATION) if evaluation.is_file() else None,
-        audit=_record(audit, AUDIT) if audit.is_file() else None,
+        evaluation=record_of(evaluation, EVALUATION) if evaluation.is_file() else None,
+        audit=record_of(audit, AUDIT) if audit.is_file() else None,
         size=images.stat().st_size if images.is_file() else 0,
     )
 
 
-def _record(path: Path, kind: str) -> Json:
+def record_of(path: Path, kind: str) -> Json:
+    """Read a record of a format.
+
+    Raises: DataError when it has another one.
+    """
     record = read_json(path)
     found = record.get("format") if isinstance(record, dict) else None
     if not isinstance(record, dict) or found != kind:
         raise DataError(
             f"{path}: found format {found!r}; expected {kind!r}: "
-            "read it with the version of medistill that wrote it"
+            "make it again, or read it with the version of medistill that wrote it"
         )
     return record
 

@@ -7,11 +7,13 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
 from ..formats import markdown
 from ..ledger import Ledger, ledger_file
 from ..privacy import attacker
 from ..records import Json, read_json, write_atomic
+from .folder import record_of
 from .words import listed
 
 REASSESS_DAYS = 365
@@ -64,7 +66,7 @@ def officer(path: Path, least: int | None = None, ledger: Ledger | None = None) 
             f"found no audit.json in {path}; expected an audited run: `medistill audit {path} "
             "--data SOURCE` first"
         )
-    run, audit = read_json(path / "run.json"), read_json(path / "audit.json")
+    run, audit = read_json(path / "run.json"), record_of(path / "audit.json", AUDIT)
     size = (path / "synthetic.safetensors").stat().st_size
     parts = [
         f"# Distilled images of {run['data']['name']}: for the data protection officer",
