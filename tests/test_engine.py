@@ -1,5 +1,6 @@
 """Engines: every result, in order where asked, errors as they are, and workers that are lost."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medistill.engine import TRIES, Cluster, Engine, Here, Lost, Processes, local
+from medistill.engine import TRIES, Cluster, Engine, Here, Lost, Processes, _Queue, local
 from medistill.errors import DataError, RunRefused, UsageError
 
 BOTH = pytest.mark.parametrize("engine", [Here(), Processes(2)], ids=["here", "processes"])
@@ -59,24 +60,25 @@ def test_results_come_in_order_and_errors_as_they_are(engine: Engine) -> None:
         list(engine.map(refuse, range(5)))
 
 
-def place_of(number: int) -> tuple[int, int]:
-    time.sleep(0.05)
-    return number, os.getpid()
+def test_a_worker_keeps_to_what_is_alike_then_begins_on_what_no_other_has() -> None:
+    queue = _Queue([0, 1, 10, 2, 11, 20], lambda number: number // 10, math.inf)
+    assert queue.next(None, []) == (0, 0, 0)
+    assert queue.next(None, [0]) == (2, 10, 1)
+    assert queue.next(0, [1]) == (1, 1, 0)
+    assert queue.next(1, [0]) == (4, 11, 1)
+    assert queue.next(1, [0]) == (5, 20, 2)
+    assert queue.next(2, [0]) == (3, 2, 0)  # rather another's than none
+    assert queue.next(0, []) is None
+    taken: list[int] = []
+    lazy = _Queue((taken.append(n) or n for n in range(9)), None, math.inf)
+    assert lazy.next(None, []) == (0, 0, None)
+    assert taken == [0]  # items may be large: without a word on them none is taken early
 
 
 @pytest.mark.slow
-def test_a_worker_keeps_to_what_is_alike() -> None:
-    items = [0, 1, 10, 11, 2, 12, 3, 13, 20, 21]
-    done = Processes(2).done(place_of, items, like=lambda number: number // 10)
-    workers: dict[int, set[int]] = {}
-    numbers = []
-    for _, result in done:
-        assert not isinstance(result, Lost)
-        numbers.append(result[0])
-        workers.setdefault(result[0] // 10, set()).add(result[1])
-    assert sorted(numbers) == sorted(items)
-    assert len(workers[0]) == len(workers[1]) == 1
-    assert workers[0] != workers[1]
+def test_all_items_are_done_whatever_they_are_like() -> None:
+    done = Processes(2).done(square, range(9), like=lambda number: number % 3)
+    assert sorted(done) == [(n, n * n) for n in range(9)]
 
 
 @BOTH
@@ -216,7 +218,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_less_than_one_worker_is_refused() -> None:
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="expected 0 or more"):
         local(-1)
     assert local(0, threads=10_000) == Here()
 

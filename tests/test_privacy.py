@@ -272,7 +272,7 @@ def test_neighbors_have_the_same_header(tmp_path: Path) -> None:
     real, headers = patients(30), []
     for number, kind in enumerate(("CT", "CT, MR")):
         card = dataclasses.replace(real.card, modality=kind, digest=kind, patients=number == 0)
-        one = dataclasses.replace(real, card=card)
+        one = dataclasses.replace(real, card=card, groups=torch.arange(len(real)))
         path = tmp_path / f"{number}.sketch"
         released_of(one, tmp_path / str(number), unit="image").save(path)
         header = load_state(path)[1]
@@ -606,7 +606,7 @@ def test_classes_of_a_folder_must_be_told_to_be_public(tmp_path: Path) -> None:
     assert "--classes 'ill,well'" in wrong.stderr
     words += ["--classes", "ill,well"]
     # One image more would deal the others anew, and a colored one would make all of them colored.
-    for given, said in (("", "dealt class by class"), (";deal=each", "channels that are read")):
+    for given, said in (("", "a split that is dealt"), (";deal=each", "channels that are read")):
         words[1] = str(tmp_path / "scans") + given
         wrong = CliRunner().invoke(app, words)
         assert (wrong.exit_code, said in wrong.stderr) == (2, True), wrong.stderr
@@ -626,6 +626,28 @@ def test_a_choice_of_images_that_depends_on_others_is_refused(option: str) -> No
     plain = load("vary:phantom;contrast=0.5;size=14").train
     plain = dataclasses.replace(plain, card=normalized_by(plain.card, [0.5], [0.25]))
     assert len(module.check(plain, "image", plain.card.classes)) == len(plain)
+
+
+def test_images_are_no_unit_where_patients_have_several() -> None:
+    real = patients(40)
+    with pytest.raises(UsageError, match="expected --unit patient"):
+        module.check(real, "image", real.card.classes)
+    alone = dataclasses.replace(real, groups=torch.arange(len(real)))
+    assert len(module.check(alone, "image", real.card.classes)) == 40
+
+
+def test_a_split_that_is_given_in_part_is_dealt_by_others(tmp_path: Path) -> None:
+    """One image of `val` less, and a tenth of the others would become it."""
+    pixels = Rng(0).at("pixels")
+    for split in ("", "train", "val", "test"):
+        rows = ["path,label,split"]
+        for n in range(40):
+            image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
+            Image.fromarray(image).save(tmp_path / f"{n}.png")
+            rows.append(f"{n}.png,{'ab'[n % 2]},{split if n < 8 else ''}")
+        (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+        depends = load(f"csv:{tmp_path / 'list.csv'};deal=each").train.depends
+        assert bool(depends) is (split in ("val", "test")), split
 
 
 def test_no_image_moves_another_to_another_split_where_each_is_dealt(tmp_path: Path) -> None:
@@ -753,6 +775,11 @@ def test_what_vary_makes_of_data_is_the_same_data(tmp_path: Path) -> None:
     ledger.spend("scans", "a", promise)
     with pytest.raises(RunRefused, match="1 release"):
         ledger.spend("scans;contrast=0.9", "b", promise)
+    assert ledger.of("scans;size=28+more@64", "c") == []
+    ledger.spend(
+        "more+scans", "c", dataclasses.replace(promise, epsilon=0.5, noise=noise_of(0.5, DELTA))
+    )
+    assert len(ledger.of("more@64+scans;size=28", "d")) == 1
     with pytest.raises(UsageError, match="--limit nan"):
         Ledger(tmp_path / "ledger.json", limit=math.nan)
     text = (tmp_path / "ledger.json").read_text()

@@ -30,8 +30,8 @@ BLOCK_PIXELS = 32 * 32
 # Compiling took 7 to 35 s on two cores, and made steps about half as long.
 REPAYS_S = 90.0
 Mode = Literal["auto", "on", "off"]
-# What torch's compiler says of its own doings.
 _STATUS = Path("/proc/self/status")
+# What torch's compiler says of its own doings.
 QUIET = (
     r"The \.grad attribute of a Tensor that is not a leaf",
     r".torch\.jit\.script(_method)?. is deprecated",

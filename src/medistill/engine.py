@@ -57,7 +57,8 @@ class Engine(ABC):
         Items are taken as workers get free, so they need not all be in memory. A lost worker costs
         its task only, which runs again; `Lost` stands for a result that never came. Where `like`
         says what an item is like, local workers keep to items that are like their last, for which
-        they have loaded and compiled what is needed. None begins after `until` (monotonic seconds).
+        they have loaded and compiled what is needed. None is given out after `until` (monotonic
+        seconds); what waits on a cluster, or for another worker, still runs.
         Raises: what the function raises.
         """
 
@@ -383,6 +384,6 @@ def local(workers: int, threads: int = 1) -> Engine:
     Raises: UsageError when there is less than none.
     """
     if workers < 0:
-        raise UsageError(f"found --workers {workers}; expected at least 1")
+        raise UsageError(f"found --workers {workers}; expected 0 or more")
     workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
     return Here() if workers == 1 else Processes(workers)

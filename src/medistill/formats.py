@@ -35,6 +35,18 @@ def text_of(found: Score | None, metric: str, between: str = ", ") -> str:
     return text
 
 
+def rate_text(found: Json) -> str:
+    """Return what an attack finds at one rate of false alarms, in percent, and whether it could.
+
+    Example:
+        >>> rate_text({"tpr": 0.5, "low": 0.25, "high": 0.75, "resolved": False})
+        '50.0 [25.0, 75.0] (too few others for this rate)'
+    """
+    power = "" if found["resolved"] else " (too few others for this rate)"
+    tpr, low, high = (100 * found[name] for name in ("tpr", "low", "high"))
+    return f"{tpr:.1f} [{low:.1f}, {high:.1f}]{power}"
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     r"""Return a table of Markdown.
 

@@ -91,13 +91,13 @@ class Ledger:
         """Return the epsilon at delta of all releases of the same data."""
         return composed([1 / one.noise for one in self.of(data, digest)], delta)
 
-    def same(self, one: Sequence[str], other: Sequence[str]) -> Release | None:
-        """Return a release, by receipts, of data that the other receipts are of too."""
+    def same(self, one: Sequence[str], other: Sequence[str]) -> tuple[Release, Release] | None:
+        """Return two releases, by receipts of one and of the other, of the same data."""
         for made in self.releases():
             if made.receipt in one:
-                of_it = {each.receipt for each in self.of(made.data, made.digest)}
-                if of_it & {*other}:
-                    return made
+                for each in self.of(made.data, made.digest):
+                    if each.receipt in other:
+                        return made, each
         return None
 
     def check(self, data: str, digest: str, guarantee: Guarantee) -> None:
@@ -140,4 +140,4 @@ class Ledger:
 
 def _base(data: str) -> str:
     """Return the name of data whatever its size and changes: they show the same patients."""
-    return data.partition(";")[0].partition("@")[0]
+    return "+".join(part.partition(";")[0].partition("@")[0] for part in data.split("+"))

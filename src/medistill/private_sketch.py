@@ -137,7 +137,8 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
 
     Raises: UsageError when the task has several labels, the classes are not those of the public
     list, the normalization was taken from the data, one image decides which others are there or how
-    they look, or patients are the unit and the source does not tell them apart.
+    they look, patients are the unit and the source does not tell them apart, or images are and a
+    patient has several.
     """
     card = real.card
     if tuple(classes) != card.classes:
@@ -160,6 +161,11 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
             f"{unit} more could change all of them; expected none that do"
         )
     if unit == "image":
+        if card.patients and real.groups is not None and len(real.groups.unique()) < len(real):
+            raise UsageError(
+                f"found patients of {card.name} with several images; expected --unit patient: a "
+                "promise for each image would say less of a patient than it seems to"
+            )
         return torch.arange(len(real))
     if not card.patients or real.groups is None:
         raise UsageError(

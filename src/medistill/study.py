@@ -217,9 +217,9 @@ def _jobs(
         )
 
 
-def _source(job: Job) -> str:
-    """Return what a worker has loaded and compiled for."""
-    return job.cell.source
+def _source(job: Job) -> tuple[str, bool]:
+    """Return what a worker has loaded and compiled for; the first syntheses of all come first."""
+    return job.cell.source, job.cell.seed > 0
 
 
 def _track(where: str, place: Place, record: Json) -> None:

@@ -34,13 +34,13 @@ from ..records import (
     write_atomic,
     write_json,
 )
-from ..sets import RealSet, Splits, SyntheticSet
+from ..sets import Card, RealSet, Splits, SyntheticSet
 from ..train import CPU
 from .affordable import affordable, copying, in_time
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
 from .curves import LEVEL
-from .facts import facts_of
+from .facts import Fact, facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
     ATTACKS,
@@ -97,7 +97,7 @@ def audit_run(
     begin = time.monotonic()
     splits = splits.to(CPU)  # sets and networks of an audit are small, and lie there
     made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
-    left = _check(made, run, splits, ledger)
+    _check(made, run, splits)
     plain, splits = splits.train, _seen_by(made, splits)
     count = min(images, len(splits.train))
     if count < FEWEST_IMAGES:
@@ -108,8 +108,9 @@ def audit_run(
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["set"], record["data"] = made.digest, counted(splits.train)
-    record["facts"] = [dataclasses.asdict(fact) for fact in facts_of(made, run)]
+    record["facts"] = _facts(made, run, plain, ledger)
     record["copies"] = _copies_told(folder, made, splits, seed)
+    left: list[str] = []
     parts = _of_the_release(run, left)
     of_the_set = partial(_of_the_set, made, run, splits, plain, cache, left)
     parts["reconstruction, subgroups and attributes"] = of_the_set
@@ -199,25 +200,38 @@ def way_of(run: Json, student_steps: int, compute: Compute) -> Way:
     )
 
 
-def _check(made: SyntheticSet, run: Json, splits: Splits, ledger: Ledger | None) -> list[str]:
-    """Refuse other data than the run's; say where nothing shows whether they are the same."""
+def _check(made: SyntheticSet, run: Json, splits: Splits) -> None:
     card = splits.train.card
-    known, now = made.origin.data_digest, card.digest
-    held = (run.get("sketch") or {}).get("privacy")
-    if held and ledger:
-        # A release tells no digest; the ledger of who made it does.
-        noted = [one for one in ledger.releases() if one.receipt in held["receipts"]]
-        known, now = (noted[0].digest if len(noted) == 1 else ""), splits.train.digest
-    if known and known != now:
-        raise DataError(
-            f"found other data in {card.name} than the run was made from; expected the same: give "
-            f"--data '{run['source']}', with the same --seed"
-        )
+    if made.origin.data_digest and made.origin.data_digest != card.digest:
+        raise _other(card, run)
     if (made.card.classes, made.card.shape) != (card.classes, card.shape):
         raise DataError(f"found other classes or sizes in {card.name}; expected those of the run")
     if card.task == "multi-label":
         raise UsageError(f"found several labels of an image in {card.name}; expected one")
-    return [] if known else [f"data: nothing shows that {card.name} is what the run was made from"]
+
+
+def _other(card: Card, run: Json) -> DataError:
+    return DataError(
+        f"found other data in {card.name} than the run was made from; expected the same: give "
+        f"--data '{run['source']}', with the same --seed"
+    )
+
+
+def _facts(made: SyntheticSet, run: Json, real: RealSet, ledger: Ledger | None) -> list[Json]:
+    """Return the facts, and whether nothing shows that the data are those of a private release.
+
+    Raises: DataError when the ledger knows that they are others.
+    """
+    found = facts_of(made, run)
+    held = (run.get("sketch") or {}).get("privacy")
+    receipts = held["receipts"] if held else ()
+    noted = [one for one in ledger.releases() if one.receipt in receipts] if ledger else []
+    if len(noted) == 1 and noted[0].digest != real.digest:
+        raise _other(real.card, run)
+    if not made.origin.data_digest and len(noted) != 1:
+        told = f"nothing shows that {real.card.name}, which attacks know, is what it was made from"
+        found.append(Fact("data", "some", told))
+    return [dataclasses.asdict(fact) for fact in found]
 
 
 def _membership(

@@ -41,7 +41,8 @@ class Found:
     """How well scores tell members from others at one rate of false positives.
 
     `resolved` is False where there are too few others to measure that rate: even no false positive
-    among n bounds it by about 3 / n only. n counts images (patients), however often each was asked.
+    among n bounds it by about 3 / n only. Members and others count images (patients), however often
+    each was asked.
     """
 
     rate: float
@@ -146,13 +147,15 @@ def clustered(
     low, high = np.nanpercentile(areas, [tail, 100 - tail])
     tail = 100 * (1 - LEVEL) / 2
     within = np.nanpercentile(np.array(shares), [tail, 100 - tail], axis=0).T
-    distinct = int((~inside & known).any(0).sum())
+    members, others = (int((side & known).any(0).sum()) for side in (inside, ~inside))
     wider = tuple(
         dataclasses.replace(
             one,
             low=min(one.low, float(a)),
             high=max(one.high, float(b)),
-            resolved=_resolves(distinct, one.rate),
+            members=members,
+            others=others,
+            resolved=_resolves(others, one.rate),
         )
         for one, (a, b) in zip(found.found, within, strict=True)
     )

@@ -11,6 +11,7 @@ from .common import (
     SOURCE_HELP,
     AsJson,
     DataRoot,
+    LedgerFile,
     Offline,
     Precision,
     Seed,
@@ -42,6 +43,7 @@ def audit(
         int,
         typer.Option(help="Steps of the positive control's students, who learn copies by heart."),
     ] = 400,
+    ledger: LedgerFile = None,
     precision: Precision = "float32",
     workers: Workers = 1,
     seed: Seed = 0,
@@ -81,7 +83,7 @@ def audit(
         compute=Compute(precision),
         engine=local(workers),
         cache=cache_folder(),
-        ledger=Ledger(ledger_file()),
+        ledger=Ledger(ledger or ledger_file()),
     )
     emit(record, _text(record, run), as_json)
 
@@ -127,15 +129,9 @@ def _text(record: "Json", run: Path) -> str:
     return "\n".join([*lines, f"look at {run / 'audit_copies.png'}"])
 
 
-def _share(found: "Json") -> str:
-    power = "" if found["resolved"] else " (too few others for this rate)"
-    return (
-        f"{100 * found['rate']:g}%: {100 * found['tpr']:.1f} [{100 * found['low']:.1f}, "
-        f"{100 * found['high']:.1f}]{power}"
-    )
-
-
 def _attacks(record: "Json") -> list[str]:
+    from ..formats import rate_text
+
     who = f"{record['images']} images"
     if record["units"] < record["images"]:
         who += f" of {record['units']} {record['unit']}s"
@@ -150,7 +146,10 @@ def _attacks(record: "Json") -> list[str]:
     ):
         for attack, sides in record[key].items():
             for side, curve in sides.items():
-                shares = ", at ".join(_share(found) for found in reversed(curve["found"]))
+                shares = ", at ".join(
+                    f"{100 * found['rate']:g}%: {rate_text(found)}"
+                    for found in reversed(curve["found"])
+                )
                 lines.append(
                     f"  {title:<17}{attack:<5}{side:<9} AUC {curve['auc']:.3f} "
                     f"[{curve['auc_low']:.3f}, {curve['auc_high']:.3f}]; found at {shares}"

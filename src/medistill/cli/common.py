@@ -46,6 +46,10 @@ Track = Annotated[
 Workers = Annotated[
     int, typer.Option(help="Processes that share the work; 1: this one; 0: as many as cores.")
 ]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option(help="Where releases are noted; $MEDISTILL_LEDGER or the user's unless given."),
+]
 SOURCE_HELP = (
     "A known name (pneumoniamnist, pneumoniamnist@64, phantom, phantom:variation=0.2), npz:PATH, "
     "folder:PATH, combine:A,B, or an existing path. Options follow after ';' (quote it): "

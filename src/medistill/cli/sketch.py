@@ -15,6 +15,7 @@ from .common import (
     Compile,
     DataRoot,
     Device,
+    LedgerFile,
     Offline,
     Out,
     Precision,
@@ -91,10 +92,6 @@ UnitName = Annotated[
 Classes = Annotated[
     str | None,
     typer.Option(help="With --epsilon: the public list of classes, commas, in the data's order."),
-]
-LedgerFile = Annotated[
-    Path | None,
-    typer.Option(help="Where releases are noted; $MEDISTILL_LEDGER or the user's unless given."),
 ]
 Limit = Annotated[
     float | None,
@@ -306,14 +303,16 @@ def merge(
 def _check_sites(parts: "Sequence[Sketch]", ledger: "Ledger") -> None:
     """Refuse releases of the same data: what they guarantee together is less than any of them."""
     from ..errors import RunRefused
+    from ..privacy import composed
 
     promised = [part.privacy for part in parts if part.privacy is not None]
     for one, other in itertools.combinations(promised, 2):
         if found := ledger.same(one.receipts, other.receipts):
-            total = ledger.together(found.data, found.digest, one.delta)
+            total = composed([1 / each.noise for each in found], one.delta)
             raise RunRefused(
-                f"found two releases of {found.data}, which guarantee epsilon {total:.2f} together "
-                f"at delta {one.delta:g}; expected sketches of sites that share no patient: use one"
+                f"found two releases of {found[0].data}, which guarantee epsilon {total:.2f} "
+                f"together at delta {one.delta:g}; expected sketches of sites that share no "
+                "patient: use one (other data of that name: give another --ledger)"
             )
 
 

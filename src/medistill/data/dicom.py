@@ -19,6 +19,7 @@ from .decode import decoded, stamp_of
 from .files import DICOM, RULE_OPTIONS, Array, Rule, ending, fitted, rule_of, spread, windowed
 from .listed import by_of, intensity_of
 from .source import Source, Where
+from .split import depending
 from .table import Item, assembled, classes_of, deal_of, task_of
 
 OPTIONS = (*RULE_OPTIONS, "label", "by", "deal", "task", "classes", "limit", "least")
@@ -86,9 +87,10 @@ def load(source: Source, where: Where) -> Splits:
     top = Path(source.target).expanduser()
     rule = rule_of(source)
     headers = headers_of(top)
-    grouped: dict[str, list[Header]] = defaultdict(list)
+    # By patient too: where series have lost their numbers, no two patients may become one.
+    grouped: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
-        grouped[header.series].append(header)
+        grouped[header.patient, header.series].append(header)
     least = source.integer("least", 1, 1, 1 << 20)
     limit = source.integer("limit", 0, 1, 1 << 20)
     series = []
@@ -134,7 +136,9 @@ def _splits(
         for name in ("stored height", "stored width", *RISKS)
     }
     rng = Rng(where.seed).child("dicom")
-    return assembled(items, found, card, rng, by, facts, deal_of(source))
+    made = assembled(items, found, card, rng, by, facts, deal_of(source))
+    alone = all(one.count == 1 for one in series) or made.train.card.patients
+    return depending(made, made.train.depends, "" if alone else "a window that a series shares")
 
 
 def _per_image(one: Series, name: str) -> list[int]:

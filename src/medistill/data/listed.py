@@ -15,6 +15,7 @@ from ..sets import Card, Splits
 from .decode import decoded, stamp_of
 from .files import PICTURES, VOLUMES, Array, Rule, ending, read, rule_of
 from .source import Source, Where
+from .split import depending
 from .table import Item, assembled, classes_of, deal_of, task_of
 
 BY = ("patient", "image")
@@ -65,7 +66,10 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
     )
     rng = Rng(where.seed).child(source.kind)
     # What a model could cheat by is a fact of the image.
-    return assembled(items, found, card, rng, by, {"file bytes": bytes_of}, deal_of(source))
+    made = assembled(items, found, card, rng, by, {"file bytes": bytes_of}, deal_of(source))
+    kinds = {intensity_of(rule, dtype, ending(one.path)) for one in listed}
+    several = "files of several kinds, whose first names the rule of intensities" * (len(kinds) > 1)
+    return depending(made, made.train.depends, several)
 
 
 def by_of(source: Source) -> str:

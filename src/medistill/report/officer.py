@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
-from ..formats import markdown
+from ..formats import markdown, rate_text
 from ..ledger import Ledger, ledger_file
 from ..privacy import attacker
 from ..records import Json, read_json, write_atomic
@@ -286,13 +286,8 @@ def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
             rare = next(one for one in curve["found"] if one["rate"] == RARE)
             what = f"{attack}, {side}: {at['members']:,} members, {at['others']:,} others"
             area = f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]"
-            rows.append((title, what, f"{_share(at)}; at 0.1%: {_share(rare)}; AUC {area}"))
+            rows.append((title, what, f"{rate_text(at)}; at 0.1%: {rate_text(rare)}; AUC {area}"))
     return rows
-
-
-def _share(found: Json) -> str:
-    power = "" if found["resolved"] else " (too few others to resolve this rate)"
-    return f"{100 * found['tpr']:.1f}% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]{power}"
 
 
 def _grid(run: Json, audit: Json) -> Section:
@@ -304,7 +299,7 @@ def _grid(run: Json, audit: Json) -> Section:
     members = [text for text in found["reasons"] if " finds " in text or " proves " in text]
     told = found["membership"]
     if told == "valid":
-        told = listed(members) if members else "nothing found; the controls were as they should be"
+        told = listed(members) if members else f"nothing found; {_could(found)}"
     back = audit.get("reconstruction", {}).get("failed", False)
     better = [one["name"] for one in audit["attributes"] if one["low"] > 0]
     inferred = "not tried: the source has no attribute beside the class"
@@ -348,11 +343,15 @@ def _remains(audit: Json) -> str:
         )
     if found["membership"] != "valid":
         return f"No conclusion on membership ({found['membership']}). Treat it as data of patients."
-    blind = found["blind"]
-    could = "the controls show that they could have"
-    if blind:
-        could += f", but for {listed(blind)}, which did not find their own control either"
     return (
-        f"These attacks found nothing and {could}. Other attacks may find more: keep recipients "
-        "bound by contract not to try."
+        f"These attacks found nothing and {_could(found)}. Other attacks may find more: keep "
+        "recipients bound by contract not to try."
     )
+
+
+def _could(found: Json) -> str:
+    """Say which attacks the controls vouch for."""
+    could = "the controls show that they could have"
+    if found["blind"]:
+        could += f", but for {listed(found['blind'])}, which did not find their own control either"
+    return could

@@ -51,8 +51,9 @@ def paper(found: Opened) -> str:
 
 
 def _short(found: Opened) -> list[str]:
-    # A table tells no state of a cell that has no numbers, so neither does a page made from one.
-    told, warned = findings(found.book, found.backbone, {})
+    # Rows tell of no cell without numbers, so that it failed is all that a page says of one.
+    failed = {"failed": found.states["failed"]}
+    told, warned = findings(found.book, found.backbone, failed)
     asked = [one for one in found.entries if one.cell.kind != "measure"]
     known = sum(one.state == DONE for one in asked)
     first = (
@@ -280,7 +281,9 @@ def _limits(found: Opened) -> list[str]:
     ]
     if absent:
         places = listed([f"{source} at {ipc}" for source, ipc in absent])
-        points.append(f"Without numbers, for a class is too small or they were not run: {places}.")
+        points.append(
+            f"Without numbers, for a class is too small, or they failed or were not run: {places}."
+        )
     settings = "\n".join(
         f"- {way.title}: {way.method}, settings {to_record(make(way.method, way.settings))}"
         + (f", steps by images per class {way.steps}" if way.steps else "")

@@ -193,21 +193,25 @@ def _span(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def noise_floor(found: Opened) -> float:
+def noise_floor(found: Opened) -> tuple[float, int]:
     """Return the error that a prediction of every method's true mean accuracy would have here.
+
+    And of how many sources its deviations are.
 
     The mean over (source, method, budget) of sqrt(2 / pi) s / sqrt(n): n syntheses, s the root mean
     square of the standard deviations of that method and budget over sources with several. nan where
     no source has several.
     """
     spread: dict[tuple[str, int], list[float]] = {}
+    several_of: set[str] = set()
     counts: dict[tuple[str, int], list[int]] = {}
-    for (_, method, ipc, backbone), group in found.book.groups.items():
+    for (source, method, ipc, backbone), group in found.book.groups.items():
         if method in BASELINES or backbone != found.backbone:
             continue
         values = group.scores("accuracy")
         counts.setdefault((method, ipc), []).append(len(values))
         if len(values) > 1:
+            several_of.add(source)
             spread.setdefault((method, ipc), []).append(float(np.var(values, ddof=1)))
     errors = [
         math.sqrt(2 / math.pi * float(np.mean(spread[place])) / count)
@@ -215,10 +219,10 @@ def noise_floor(found: Opened) -> float:
         if place in spread
         for count in several
     ]
-    return float(np.mean(errors)) if errors else math.nan
+    return (float(np.mean(errors)) if errors else math.nan), len(several_of)
 
 
-def sample(indicator: Indicator, floor: float) -> list[str]:
+def sample(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
     """Say how well each candidate for the indicator predicts datasets that it has not seen."""
     parts = ["## The indicator"]
     parts.append(
@@ -247,19 +251,21 @@ def sample(indicator: Indicator, floor: float) -> list[str]:
     parts.append(
         "Over all budgets at once; pooled correlations are high because larger budgets and easier "
         "datasets score higher whatever the method does. p: datasets permuted, as if independent; "
-        "p better: signs flipped of groups that share no image, against random accuracy alone:\n\n"
-        + markdown(POOLED, pooled)
+        "p better: signs flipped of families, pooled sets left out, against random accuracy "
+        "alone:\n\n" + markdown(POOLED, pooled)
     )
     parts.append(
         f"Kept: {indicator.chosen}, from {len(indicator.examples)} datasets. Being the best of "
         f"{len(indicator.report['accuracy'])} on the same datasets, its error is a little "
         "flattered."
     )
-    if math.isfinite(floor):
+    error, sources = floor
+    if math.isfinite(error):
         parts.append(
             "What is missing: accuracies of few syntheses scatter, so even a prediction of each "
-            f"method's true mean would err here by {floor:.3f} on average, before the scatter of "
-            "the test split; the rest is what the sample does not tell."
+            f"method's true mean would err here by {error:.3f} on average (by the scatter on the "
+            f"{sources} sources that have several), before that of the test split; the rest is "
+            "what the sample does not tell."
         )
     return [*parts, *_by_method(indicator)]
 

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..errors import DataError
 from ..indicator import LEAST, SEED, Example, Indicator
 from ..judge import best_of, examples_of
 from ..plan import Study, grid
@@ -51,11 +52,17 @@ class Opened:
 def opened(folder: Folder, indicator: Indicator | None = None) -> Opened:
     """Read a study's folder; `indicator` is what was fitted to it.
 
-    Raises: DataError when it is none, or a cell in it is damaged.
+    Raises: DataError when it is none, a cell in it is damaged, or the indicator is another study's.
     """
     study = folder.study()
     entries = entries_of(folder, grid(study))
     rows, measured = rows_of(study, entries), measured_in(entries)
     examples = examples_of(study, rows, measured)
     book = Book(rows, study.every_budget)
+    titles = {data.title for data in study.sources}
+    if indicator and (strange := sorted({e.source for e in indicator.examples} - titles)):
+        raise DataError(
+            f"found an indicator that was fitted to {strange[0]} too, which is no source of "
+            f"{study.name}; expected what `medistill study fit-indicator {folder.path}` wrote"
+        )
     return Opened(folder, study, entries, book, measured, examples, indicator)
