@@ -57,6 +57,7 @@ from .one_run import one_run
 from .reconstruction import recovered
 from .verdict import FORMAT, verdict
 
+OF_THE_SET = "reconstruction, subgroups and attributes"
 HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
@@ -112,14 +113,13 @@ def audit_run(
     record["copies"] = _copies_told(folder, made, splits, seed)
     left: list[str] = []
     parts = _of_the_release(run, left)
-    of_the_set = partial(_of_the_set, made, run, splits, plain, cache, left)
-    parts["reconstruction, subgroups and attributes"] = of_the_set
+    parts[OF_THE_SET] = partial(_of_the_set, made, run, splits, plain, cache, left)
     record |= in_time(parts, begin + 60 * minutes, left)
     pool = pool_of(splits.train, splits.val, images=count, canaries=count // 5, seed=seed)
     way = way_of(run, student_steps, compute)
     control = copying(way, control_steps)
-    spent = time.monotonic() - begin
-    enough = affordable(pool, (way, control), models, seed, 60 * minutes - spent, left)
+    rest = begin + 60 * minutes - time.monotonic()
+    enough = affordable(pool, (way, control), models, seed, rest, left)
     if enough:
         record |= _membership(pool, (way, control), enough, seed, engine, cache)
     record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
