@@ -387,6 +387,51 @@ def test_frames_of_one_file_are_slices(tmp_path: Path) -> None:
     assert sum(map(len, splits)) == 12
 
 
+def test_series_that_lost_their_numbers_keep_patients_apart(tmp_path: Path) -> None:
+    """One number for all series: what a patient's images become is the same without the others."""
+
+    def written(folder: Path, patients: int) -> list[bytes]:
+        for p in range(patients):
+            pixels = noise(p, 16, 16).astype(np.uint16) * (4 + p)
+            where = folder / ("ill" if p % 2 else "well") / f"{p}.dcm"
+            gone = {"WindowCenter": None, "WindowWidth": None}
+            dicom(where, p, SeriesInstanceUID="1", PatientID=f"N{p}", pixels=pixels, **gone)
+        splits = load(f"dicom:{folder};by=image")
+        assert splits.train.card.patients
+        return sorted({image.numpy().tobytes() for part in splits for image in part.images})
+
+    all_of_them, fewer = (written(tmp_path / str(n), n) for n in (12, 11))
+    assert set(fewer) < set(all_of_them)
+
+
+def test_images_that_share_a_window_depend_on_each_other(tmp_path: Path) -> None:
+    """A series without a patient has one window: no promise for single slices of it."""
+    for p in range(8):
+        for s in range(2):
+            where = tmp_path / ("ill" if p % 2 else "well") / f"p{p}" / f"{s}.dcm"
+            pixels = noise(10 * p + s, 16, 16).astype(np.uint16)
+            dicom(where, s, SeriesInstanceUID=f"1.{p}", PatientID=None, pixels=pixels)
+    assert "window" in load(f"dicom:{tmp_path};deal=each").train.depends
+    named = load(f"dicom:{hospital(tmp_path / 'named', 60, 2)};deal=each").train
+    assert not named.depends
+    assert named.card.patients
+
+
+def test_files_of_several_kinds_name_no_rule_that_the_first_decides(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["path", "label"]]
+    for n in range(30):
+        path = tmp_path / f"{n}.{'dcm' if n == 29 else 'png'}"
+        if n == 29:
+            dicom(path, pixels=noise(n, 16, 16).astype(np.uint16))
+        else:
+            Image.fromarray(noise(n, 16, 16).astype(np.uint16) * 99).save(path)
+        rows.append([path.name, "ab"[n % 2]])
+    alone = load(f"csv:{table(tmp_path / 'one.csv', rows[:-1])};deal=each").train
+    assert not alone.depends
+    mixed = load(f"csv:{table(tmp_path / 'two.csv', rows)};deal=each").train
+    assert "files of several kinds" in mixed.depends
+
+
 def test_header_risks_are_found(tmp_path: Path) -> None:
     from medistill.data import inspect
 

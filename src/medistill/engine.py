@@ -44,6 +44,11 @@ class Lost:
 class Engine(ABC):
     """Where tasks run. A task is a function of a module and one item; both must be picklable."""
 
+    @property
+    def places(self) -> int:
+        """How many tasks run at once, as far as that is known before."""
+        return 1
+
     @abstractmethod
     def done(
         self,
@@ -151,6 +156,11 @@ class Processes(Engine):
     """
 
     workers: int
+
+    @property
+    def places(self) -> int:
+        """As many as there are workers."""
+        return self.workers
 
     def done(
         self,

@@ -36,10 +36,12 @@ def affordable(
     seed: int,
     seconds: float,
     left: list[str],
+    places: int = 1,
 ) -> int:
     """Return how many models there will be; 0, with the reason, where there cannot be enough.
 
-    Unless they are told, the way and its control are gone once each to see how long they take.
+    Unless they are told, the way and its control are gone once each to see how long they take;
+    `places` of them are gone at once.
     Every model that there will be must have enough images of each class.
     """
     units, canaries = len(pool.first), int(pool.canaries.numpy()[pool.first].sum())
@@ -62,9 +64,9 @@ def affordable(
                 for one in ways:
                     ask(pool, one, (coin, 0))
             each = time.monotonic() - begin
-            models = min(MOST_MODELS, int((seconds - each) / each))
+            models = min(MOST_MODELS, int(places * (seconds - each) / each))
             if models < FEWEST:
-                needed = math.ceil((FEWEST + 2) * each / 60)
+                needed = math.ceil((FEWEST / places + 2) * each / 60)
                 left.append(
                     f"membership: a model and its control take {each:.0f} s and {FEWEST} are "
                     f"needed; give --budget {needed} or --models {FEWEST}"

@@ -119,7 +119,7 @@ def audit_run(
     way = way_of(run, student_steps, compute)
     control = copying(way, control_steps)
     rest = begin + 60 * minutes - time.monotonic()
-    enough = affordable(pool, (way, control), models, seed, rest, left)
+    enough = affordable(pool, (way, control), models, seed, rest, left, engine.places)
     if enough:
         record |= _membership(pool, (way, control), enough, seed, engine, cache)
     record |= {"left_out": left, "seconds": round(time.monotonic() - begin, 3)}
