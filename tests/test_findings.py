@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from medistill.cli import app
 from medistill.engine import Here
 from medistill.indicator import CANDIDATES, SEED, load_indicator
-from medistill.judge import predictions_of
+from medistill.judge import flipped, predictions_of
 from medistill.places import cache_folder
 from medistill.plan import Study, grid, read_study
 from medistill.study import Folder, Options, run_study
@@ -87,11 +87,16 @@ def test_the_shipped_report_is_what_its_examples_give() -> None:
     known = load_indicator()
     told = {name: known.report["accuracy"][name] for name in CANDIDATES}
     assert min(told, key=lambda name: told[name]["family_error"]) == known.chosen
+    errors = {}
     for name in {SEED, known.chosen}:
         found = predictions_of(known.examples, name, "accuracy")
+        errors[name] = found.errors(afar=True)
         assert np.nanmean(found.errors(afar=False)) == pytest.approx(told[name]["error"], abs=1e-4)
         afar = np.nanmean(found.errors(afar=True))
         assert afar == pytest.approx(told[name]["family_error"], abs=1e-4)
+    families = [one.families for one in known.examples]
+    p_better = flipped(errors[known.chosen], errors[SEED], groups=families)
+    assert p_better == pytest.approx(told[known.chosen]["p_better"])
 
 
 @pytest.mark.slow
