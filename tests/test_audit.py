@@ -877,10 +877,11 @@ def test_power_counts_images_and_not_how_often_they_were_asked() -> None:
 @pytest.mark.slow
 def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     """Members of site 1 have a wrong label, which only a model that saw them knows."""
-    splits = load("phantom:n=240,size=16,variation=1")
+    whole = load("phantom:n=480,size=16,variation=1").train
+    train_set, strange = whole.take(torch.arange(240)), whole.take(torch.arange(240, 480))
     draw = torch.Generator().manual_seed(0)
     site = (torch.rand(240, generator=draw) < 0.3).long()
-    odd = RealSet(splits.train.images, (splits.train.labels + site) % 2, splits.train.card)
+    odd = RealSet(train_set.images, (train_set.labels + site) % 2, train_set.card)
     learned = train(
         _copied(odd, Task(odd, Budget(ipc=2), ConvNet(2, 16))),
         dataclasses.replace(
@@ -892,12 +893,11 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
             augmentation={"kinds": []},
         ),
     )
-    members = with_fact(splits.train, site)
+    members = with_fact(train_set, site)
     elsewhere = load("phantom:n=240,size=16,variation=1,seed=1").train
     still: Any = {"augmentation": {"kinds": []}, "steps": 400, "stop": 400, "lr": 0.05}
     plain = dataclasses.replace(recipe_of(Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), **still)
     control = train(_copied(elsewhere, Task(elsewhere, Budget(ipc=2), ConvNet(2, 16))), plain)
-    strange = load("phantom:n=240,size=16,variation=1,seed=2").train
     others = with_fact(strange, (torch.rand(240, generator=draw) < 0.3).long())
     (found,) = attributes(learned, members, others)
     assert found.name == "site"
@@ -909,7 +909,7 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     (quiet,) = attributes(control, members, others)
     assert quiet.low <= 0 <= quiet.high
     # What any image shows of its site is guessed of everybody alike.
-    seen = [with_fact(part, part.labels) for part in (splits.train, strange)]
+    seen = [with_fact(part, part.labels) for part in (train_set, strange)]
     (shown,) = attributes(control, *seen)
     assert min(shown.guessed, shown.others) > 0.99
     assert shown.low <= 0 <= shown.high
@@ -917,9 +917,9 @@ def test_an_attribute_that_a_model_remembers_of_members_is_found() -> None:
     mixed = with_fact(strange, (torch.rand(240, generator=draw) < 0.9).long())
     (shifted,) = attributes(control, members, mixed)
     assert shifted.low <= 0 <= shifted.high
-    assert attributes(learned, with_fact(splits.train, torch.zeros(240)), others) == []
+    assert attributes(learned, with_fact(train_set, torch.zeros(240)), others) == []
     groups = {one.name: one for one in subgroups(learned, members)}
-    right = logits_of_set(learned, splits.train).argmax(1) == splits.train.labels
+    right = logits_of_set(learned, train_set).argmax(1) == train_set.labels
     assert groups["site 1"].accuracy == pytest.approx(float(right[site == 1].double().mean()))
     assert groups["site 1"].accuracy < 0.2 < 0.8 < groups["site 0"].accuracy
     assert groups["site 0"].images == int((site == 0).sum())

@@ -409,7 +409,7 @@ def test_every_control_works_in_a_browser(page: Path, visit: Any, width: int, sc
         summary.click()
     numbers = view.locator("figure:has(#plot-curve) details li").all_inner_texts()
     assert len(numbers) >= 4
-    assert any(text.startswith("random images: 1: ") for text in numbers)
+    assert any(text.startswith("random images: 1 per class: ") for text in numbers)
     assert any(text.startswith("dm: 1 per class: ") for text in numbers)
     for link in view.locator("nav a").all():
         link.click()
