@@ -1,6 +1,7 @@
 """Pages that a benchmark writes say what its committed rows say."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,10 @@ def test_a_page_is_what_its_command_writes(
     monkeypatch.setattr(module, "TABLE", tmp_path / WRITTEN[name])
     module.table()
     assert (tmp_path / WRITTEN[name]).read_text() == (ROOT / "docs" / WRITTEN[name]).read_text()
+
+
+def test_the_smallest_study_takes_what_docs_say() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "smoke.json").read_text())["seconds"]
+    told = f"it took {found['study']:.0f} s (`benchmarks/smoke.py`)"
+    assert told in (ROOT / "docs" / "studies.md").read_text()
+    assert found["study"] + found["page"] < 300
