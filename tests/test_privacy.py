@@ -73,6 +73,12 @@ def spreads(card: Card, spec: SketchSpec = SPEC) -> torch.Tensor:
     return all_spreads(spec, card)
 
 
+def noise(path: Path, generator: torch.Generator) -> None:
+    """Write a small picture of noise."""
+    image = torch.randint(256, (8, 8), generator=generator).to(torch.uint8).numpy()
+    Image.fromarray(image).save(path)
+
+
 def released_of(real: RealSet, tmp_path: Path, epsilon: float = 1e6, **more: Any) -> Sketch:
     """Return one private sketch, its plan made for it."""
     given = {"delta": DELTA, "unit": "patient", "classes": real.card.classes, **more}
@@ -288,8 +294,7 @@ def test_one_image_without_a_patient_is_enough_to_have_no_unit(
     pixels = Rng(0).at("pixels")
     rows = ["path,label,patient"]
     for n in range(40):
-        image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
-        Image.fromarray(image).save(tmp_path / f"{n}.png")
+        noise(tmp_path / f"{n}.png", pixels)
         rows.append(f"{n}.png,{'ab'[n % 2]},{f'p{n // 2}' if n < 39 else last}")
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
     source = f"csv:{tmp_path / 'list.csv'};deal=each"
@@ -642,8 +647,7 @@ def test_a_split_that_is_given_in_part_is_dealt_by_others(tmp_path: Path) -> Non
     for split in ("", "train", "val", "test"):
         rows = ["path,label,split"]
         for n in range(40):
-            image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
-            Image.fromarray(image).save(tmp_path / f"{n}.png")
+            noise(tmp_path / f"{n}.png", pixels)
             rows.append(f"{n}.png,{'ab'[n % 2]},{split if n < 8 else ''}")
         (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
         depends = load(f"csv:{tmp_path / 'list.csv'};deal=each").train.depends
@@ -654,8 +658,7 @@ def test_no_image_moves_another_to_another_split_where_each_is_dealt(tmp_path: P
     pixels = Rng(0).at("pixels")
     for n in range(60):
         (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
-        image = torch.randint(256, (8, 8), generator=pixels).to(torch.uint8).numpy()
-        Image.fromarray(image).save(tmp_path / "ab"[n % 2] / f"{n:02}.png")
+        noise(tmp_path / "ab"[n % 2] / f"{n:02}.png", pixels)
 
     def held(deal: str) -> list[set[bytes]]:
         splits = load(f"folder:{tmp_path};channels=1{deal}")

@@ -78,7 +78,7 @@ def load(source: Source, where: Where) -> Splits:
         label=folder   the sub-folder (the default where there are several), or a header's
                        Modality, BodyPartExamined, SeriesDescription or ProtocolName
         by=image       part by slice, not by patient     deal=each  as in `folder`
-        least=N    series of N slices or more
+        least=N        series of N slices or more
         limit=N        at most N slices of each series, evenly
         task=ordinal   classes=a|b|c in order
 
@@ -138,7 +138,7 @@ def _splits(
     rng = Rng(where.seed).child("dicom")
     made = assembled(items, found, card, rng, by, facts, deal_of(source))
     alone = all(one.count == 1 for one in series) or made.train.card.patients
-    return depending(made, made.train.depends, "" if alone else "a window that a series shares")
+    return depending(made, "" if alone else "a window that a series shares")
 
 
 def _per_image(one: Series, name: str) -> list[int]:

@@ -86,7 +86,6 @@ def load(source: Source, where: Where) -> Splits:
     found = assembled([one.item for one in listed], images, card, rng, each=deal_of(source))
     return depending(
         found,
-        found.train.depends,
         "limit" if limit else "",
         "" if channels else "channels that are read from all images (give channels)",
     )

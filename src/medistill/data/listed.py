@@ -69,7 +69,7 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
     made = assembled(items, found, card, rng, by, {"file bytes": bytes_of}, deal_of(source))
     kinds = {intensity_of(rule, dtype, ending(one.path)) for one in listed}
     several = "files of several kinds, whose first names the rule of intensities" * (len(kinds) > 1)
-    return depending(made, made.train.depends, several)
+    return depending(made, several)
 
 
 def by_of(source: Source) -> str:

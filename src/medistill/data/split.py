@@ -37,8 +37,8 @@ def identical(parts: Sequence[Iterable[Tensor]]) -> list[Tensor]:
 
 
 def depending(splits: Splits, *on: str) -> Splits:
-    """Return splits whose images depend on each other by this (by what is empty they do not)."""
-    told = "; ".join(dict.fromkeys(filter(None, on)))
+    """Return splits whose images depend on each other by this too; what is empty says nothing."""
+    told = "; ".join(dict.fromkeys(filter(None, (splits.train.depends, *on))))
     return Splits(*(copied(part, depends=told) for part in splits))
 
 
