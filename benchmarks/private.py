@@ -1,6 +1,7 @@
 """Accuracy against epsilon: the private sketch beside DP-MERF, DP-SGD and random real images.
 
     python benchmarks/private.py run --only pneumoniamnist     # stopped and started again at will
+    python benchmarks/private.py run --workers 8 --device cuda --minutes 10
     python benchmarks/private.py table                         # writes docs/private.md
 
 Each release has noise of its own, so a row cannot be made again to the bit: three releases for each
@@ -13,11 +14,13 @@ to results/private.jsonl.
 
 import argparse
 import dataclasses
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonl
 import torch
@@ -27,7 +30,7 @@ from medistill.arms import arm_rows, random_arm, synthetic_arm
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
-from medistill.compute import Compute
+from medistill.compute import Compute, find_device
 from medistill.data import load
 from medistill.distill import distill
 from medistill.errors import RunRefused
@@ -44,7 +47,7 @@ from medistill.probes import SketchSpec
 from medistill.progress import hushed
 from medistill.records import to_record
 from medistill.rng import Rng
-from medistill.sets import Splits, normalized_by
+from medistill.sets import Splits, SyntheticSet, normalized_by
 from medistill.sketch import sketch
 
 RESULTS = Path(__file__).parent / "results" / "private.jsonl"
@@ -76,19 +79,35 @@ PUBLISHED = {
 DP_SGD: dict[str, Any] = {"batch": 256, "epochs": 15, "clip": 1.0, "lr": 0.5}
 
 
+class Job(NamedTuple):
+    """One release, and the budgets that are distilled from it."""
+
+    seed: int
+    set: str
+    method: str
+    epsilon: float | None
+    budgets: tuple[int, ...]
+
+
+# Read before workers are forked, so that all have them.
+READ: dict[str, Splits] = {}
+
+
 def main() -> None:
     """Run or tabulate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["run", "table"])
     parser.add_argument("--only", choices=list(SETS), action="append")
     parser.add_argument("--methods", default="random,sketch,dp_merf,dp_sgd")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing after so many")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.part == "table":
         table()
         return
-    for name in given.only or SETS:
-        run(name, given.methods.split(","))
+    run(given.only or list(SETS), given.methods.split(","), given)
 
 
 def place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -96,32 +115,53 @@ def place(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["set"], row["method"], row["epsilon"], row["ipc"], row["seed"]
 
 
-def run(name: str, methods: list[str]) -> None:
-    """Measure what is missing of one set."""
-    splits = load(SETS[name], offline=True)
-    channels = splits.train.card.channels
-    card = normalized_by(splits.train.card, [0.5] * channels, [0.25] * channels)
-    splits = Splits(*(dataclasses.replace(part, card=card) for part in splits))
+def missing(names: list[str], methods: list[str]) -> list[Job]:
+    """Return what has no rows yet: one release of everything first, then the next of each."""
     done = {place(row) for row in jsonl.read(RESULTS)}
-    for method in methods:
-        for epsilon in (None,) if method == "random" else EPSILONS:
-            for seed in range(SEEDS):
-                budgets = [0] if method == "dp_sgd" else BUDGETS
-                left = [i for i in budgets if (name, method, epsilon, i, seed) not in done]
-                if left:
-                    with hushed():
-                        found = list(measured(name, splits, method, epsilon, seed, left))
-                    jsonl.append(RESULTS, found)
-                    for row in found:
-                        print(*place(row), row.get("accuracy"), row.get("refused", ""), flush=True)
+    jobs = []
+    for seed in range(SEEDS):
+        for name in names:
+            for method in methods:
+                for epsilon in (None,) if method == "random" else EPSILONS:
+                    budgets = (0,) if method == "dp_sgd" else BUDGETS
+                    left = [i for i in budgets if (name, method, epsilon, i, seed) not in done]
+                    if left:
+                        jobs.append(Job(seed, name, method, epsilon, tuple(left)))
+    return jobs
 
 
-def measured(
-    name: str, splits: Splits, method: str, epsilon: float | None, seed: int, budgets: list[int]
-) -> Iterator[dict[str, Any]]:
+def run(names: list[str], methods: list[str], given: argparse.Namespace) -> None:
+    """Measure what is missing, in several processes that share a device."""
+    jobs, end = missing(names, methods), time.monotonic() + 60 * given.minutes
+    for name in dict.fromkeys(job.set for job in jobs):
+        splits = load(os.path.expandvars(SETS[name]), offline=True)
+        channels = splits.train.card.channels
+        card = normalized_by(splits.train.card, [0.5] * channels, [0.25] * channels)
+        READ[name] = Splits(*(dataclasses.replace(part, card=card) for part in splits))
+    work = [(job, given.device, end) for job in jobs]
+    with multiprocessing.get_context("fork").Pool(given.workers) as pool:
+        for found in pool.imap_unordered(worked, work):
+            jsonl.append(RESULTS, found)
+            for row in found:
+                print(*place(row), row.get("accuracy"), row.get("refused", ""), flush=True)
+
+
+def worked(given: tuple[Job, str, float]) -> list[dict[str, Any]]:
+    """Return the rows of one release, none once the time is over."""
+    job, device, end = given
+    if time.monotonic() > end:
+        return []
+    with hushed():
+        return list(measured(job, READ[job.set].to(find_device(device))))
+
+
+def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
     """Yield the rows of one release."""
+    name, method, epsilon, seed = job.set, job.method, job.epsilon, job.seed
     base = {"set": name, "method": method, "epsilon": epsilon, "delta": DELTA, "seed": seed}
-    base |= {"version": __version__, "backbone": STUDENT.name}
+    device = splits.train.device
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    base |= {"version": __version__, "backbone": STUDENT.name, "device": kind}
     begin = time.monotonic()
     if method == "dp_sgd":
         yield base | {"ipc": 0, **dp_sgd(splits, epsilon, seed)}
@@ -144,11 +184,12 @@ def measured(
         try:
             held = release(splits, spec, epsilon)
         except RunRefused as error:
-            for ipc in budgets:
+            for ipc in job.budgets:
                 yield base | {"ipc": ipc, "refused": str(error)}
             return
     released = time.monotonic() - begin
-    for ipc in budgets:
+    generated = None
+    for ipc in job.budgets:
         if ipc > least and method == "random":
             continue
         task = Task(splits.train, Budget(ipc=ipc), STUDENT, compute=COMPUTE)
@@ -156,15 +197,25 @@ def measured(
             made = distill(Random(), task, seed=seed)
             arm = random_arm(made, splits)
         else:
-            own = Task(
-                held.without_images(), Budget(ipc=ipc), STUDENT, sketch=held, compute=COMPUTE
-            )
-            made = distill(way, own, seed=seed)
-            arm = synthetic_arm(made, torch.device("cpu"))
+            # A generator is the same for every budget: the largest set is drawn, and cut.
+            most = max(job.budgets) if method == "dp_merf" else ipc
+            card = held.without_images().to(device)
+            own = Task(card, Budget(ipc=most), STUDENT, sketch=held, compute=COMPUTE)
+            made = generated or distill(way, own, seed=seed)
+            generated = made if method == "dp_merf" else None
+            made = first_of_each(made, ipc) if method == "dp_merf" else made
+            arm = synthetic_arm(made, device)
         recipe = dataclasses.replace(made.recipe, **TRAINING)
         found, _ = arm_rows(arm, splits, recipe, STUDENT, seeds=[seed], rates=(), compute=COMPUTE)
         scores = {key: found[0][key] for key in ("accuracy", "balanced_accuracy", "auc")}
         yield base | {"ipc": ipc, **scores, "released_s": round(released, 1)}
+
+
+def first_of_each(made: SyntheticSet, ipc: int) -> SyntheticSet:
+    """Return a set's first images of each class."""
+    classes = made.labels.argmax(1)
+    first = torch.cat([(classes == c).nonzero()[:ipc, 0] for c in classes.unique()])
+    return dataclasses.replace(made, images=made.images[first], labels=made.labels[first])
 
 
 def spec_of(method: str, splits: Splits) -> SketchSpec:
@@ -196,11 +247,11 @@ def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:
     from torch.utils.data import DataLoader, TensorDataset
 
     real, begin = splits.train, time.monotonic()
-    images = real.normalized(torch.arange(len(real)))
-    network = STUDENT.build(real.card, Rng(seed).child("student").at("network"))
+    images = real.normalized(torch.arange(len(real))).cpu()  # where batches are put together
+    network = STUDENT.build(real.card, Rng(seed).child("student").at("network")).to(real.device)
     network.train()
     loader: Any = DataLoader(
-        TensorDataset(images, real.labels.long()),
+        TensorDataset(images, real.labels.cpu().long()),
         batch_size=min(DP_SGD["batch"], len(real) // 4),
         shuffle=True,
         generator=Rng(seed).at("batches"),
@@ -221,10 +272,13 @@ def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:
         for batch, labels in loader:
             if len(batch):
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(batch), labels).backward()
+                seen, labels = model(batch.to(real.device)), labels.to(real.device)
+                torch.nn.functional.cross_entropy(seen, labels).backward()
                 optimizer.step()
     network = network if epsilon is None else model._module
-    scores = evaluate_task(real.card.task, logits_of_set(network, splits.test), splits.test.labels)
+    scores = evaluate_task(
+        real.card.task, logits_of_set(network, splits.test), splits.test.labels.cpu()
+    )
     kept = {key: scores[key] for key in ("accuracy", "balanced_accuracy", "auc")}
     return kept | {"released_s": round(time.monotonic() - begin, 1)}
 
