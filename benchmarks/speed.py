@@ -631,7 +631,11 @@ in the images of one matching step over N steps of a student, float32 on both si
 says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
 it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14
 from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
-in float32. Cores are shared, so times vary; ratios were measured side by side.
+in float32. Cores are shared, so times vary; ratios were measured side by side. On the H100 images
+of 28 pixels leave the chip idle: both sides wait for kernels to be launched (convolutions reach two
+parts in a hundred of its rate at most), so what saves arithmetic saves little there, steps of few
+images are up to a third slower than plain ones, and only what launches less is faster: `dm-bank`,
+and students at once.
 
 Where a row of one channel, 28 pixels and width 128 falls short of what was aimed at (4 for dc and
 dsa, 3 for student-20), the profile below says why: the convolutions and their two backward products
