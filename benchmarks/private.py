@@ -76,6 +76,7 @@ PUBLISHED = {
     }
 }
 DP_SGD: dict[str, Any] = {"batch": 256, "epochs": 15, "clip": 1.0, "lr": 0.5}
+PLAIN_SGD: dict[str, Any] = {"lr": 0.02, "momentum": 0.9}
 
 
 class Job(NamedTuple):
@@ -257,10 +258,12 @@ def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:
         shuffle=True,
         generator=Rng(seed).at("batches"),
     )
-    optimizer: Any = torch.optim.SGD(network.parameters(), lr=DP_SGD["lr"] if epsilon else 0.02)
+    way = {"lr": DP_SGD["lr"]} if epsilon else PLAIN_SGD
+    optimizer: Any = torch.optim.SGD(network.parameters(), **way)
     model: Any = network
+    engine = PrivacyEngine(accountant="prv")
     if epsilon is not None:
-        model, optimizer, loader = PrivacyEngine(accountant="prv").make_private_with_epsilon(
+        model, optimizer, loader = engine.make_private_with_epsilon(
             module=network,
             optimizer=optimizer,
             data_loader=loader,
@@ -281,6 +284,8 @@ def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:
         real.card.task, logits_of_set(network, splits.test), splits.test.labels.cpu()
     )
     kept = {key: scores[key] for key in ("accuracy", "balanced_accuracy", "auc")}
+    if epsilon is not None:
+        kept["spent"] = engine.get_epsilon(DELTA)
     return kept | {"released_s": round(time.monotonic() - begin, 1)}
 
 
