@@ -27,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from medistill.report.parcel import Parcel, render_package
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
-HANG_S, BATCH = 1.0, 1000
+HANG_S, BATCH, PART = 1.0, 1000, 200_000
 WATCHED = (
     "open",
     "os.mkdir",
@@ -67,6 +68,7 @@ WATCHED = (
 KINDS = ("archive", "file", "json", "json", "json", "tensors", "tensors", "envelope")
 ALLOWED: list[Flag] = ["no-audit", "no-scores", "small-class"]
 Files = dict[str, bytes]
+Part = dict[str, Any]
 FILLS = (b"\0", b"\xff", b"[", b'"', b"9", b'\\"', b'{"a":')
 EXTREMES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**53, -(2**53), 0.5, -0.0, 1e308, 5e-324, "", "x", "\0",
@@ -322,16 +324,30 @@ def main() -> None:
     begin = time.time()
     bases, trust = begun()
     keys = tuple(one.key.public_bytes_raw() for one in trust)
-    share, until = given.count // given.workers, begin + 60 * given.minutes
-    before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"next": 0}
-    first, after = before["next"], before["next"] + share * given.workers
-    jobs = [(first + n * share, share, bases, keys, until) for n in range(given.workers)]
-    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
-        parts = pool.map(worker, jobs, chunksize=1)
-    parts = [again(before, jobs[0]), *parts] if first else parts
+    until, left = begin + 60 * given.minutes, given.count
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"next": 0}
+    tries: list[Part] = [again(found, (0, 0, bases, keys, until))] if found["next"] else []
+    while left > 0 and time.time() < until:  # kept after each part, so that a kill loses one
+        share = min(PART, -(-left // given.workers))
+        first = found["next"]
+        jobs = [(first + n * share, share, bases, keys, until) for n in range(given.workers)]
+        # Audit hooks stay, so each job has a process of its own.
+        with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
+            tries += pool.map(worker, jobs)
+        spent, begin = time.time() - begin, time.time()
+        found = kept(found, tries, first + share * given.workers, spent)
+        left, tries = left - share * given.workers, [found]
+    print(json.dumps({**found, "crashes": len(found["crashes"])}, indent=1))
+    for one in found["crashes"][:5]:
+        print(one["seed"], one["kind"], one["trace"])
+    sys.exit(bool(found["crashes"] or found["hangs"] or found["events"]))
+
+
+def kept(before: Part, parts: list[Part], after: int, spent: float) -> Part:
+    """Write what all parts come to, and return it."""
     done = sum((Counter(part["done"]) for part in parts), Counter[str]())
     slowest = max(part["slowest"] for part in parts)
-    found = {
+    found: Part = {
         "mutations": sum(done.values()),
         "next": after,
         "done": dict(sorted(done.items())),
@@ -340,15 +356,12 @@ def main() -> None:
         "slowest": round(slowest, 4),
         "hangs": int(slowest > HANG_S),
         "events": dict(sum((Counter(part["events"]) for part in parts), Counter[str]())),
-        "seconds": round(time.time() - begin + before.get("seconds", 0), 1),
+        "seconds": round(spent + before.get("seconds", 0), 1),
         "version": __version__,
     }
     found |= {name: before[name] for name in ("guided",) if name in before}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({**found, "crashes": len(found["crashes"])}, indent=1))
-    for one in found["crashes"][:5]:
-        print(one["seed"], one["kind"], one["trace"])
-    sys.exit(bool(found["crashes"] or found["hangs"] or found["events"]))
+    return found
 
 
 if __name__ == "__main__":
