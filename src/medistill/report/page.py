@@ -2,6 +2,7 @@
 
 import base64
 import shlex
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def render(folder: RunFolder, ledger: Ledger | None = None) -> str:
 
 def filled(name: str, context: Json) -> str:
     """Return a page: a template of this package with its values."""
+    return _environment().get_template(name).render(context) + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    """Return what keeps templates once they are compiled."""
     environment = Environment(
         loader=FunctionLoader(part),
         autoescape=True,
@@ -56,7 +63,7 @@ def filled(name: str, context: Json) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": interval}
-    return environment.get_template(name).render(context) + "\n"
+    return environment
 
 
 def _context(folder: RunFolder, ledger: Ledger | None) -> Json:
