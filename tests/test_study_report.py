@@ -14,8 +14,9 @@ from medistill.errors import RunRefused
 from medistill.indicator import SEED, Example, Indicator
 from medistill.plan import Data, Study, Way
 from medistill.report import opened, study_prints
-from medistill.report.paper import paper
-from medistill.report.paper_answers import by_variation, claim, noise_floor
+from medistill.report.paper import _hours, paper
+from medistill.report.paper_answers import claim, noise_floor
+from medistill.report.paper_variation import by_variation
 from medistill.report.study import render_study
 from medistill.report.study_figures import (
     cost_figure,
@@ -46,7 +47,9 @@ def row(source: str, method: str, ipc: int, seed: int, accuracy: float) -> dict[
         "synthesis": 0 if baseline else seed,
         "student_seed": seed,
         "accuracy": accuracy,
+        "balanced_accuracy": accuracy,
         "auc": accuracy,
+        "seconds": 1.0,
         "distill_seconds": None if baseline else 3.0,
         "data_digest": source,
         "version": "0.1.0",
@@ -92,7 +95,7 @@ def test_words_follow_the_numbers() -> None:
         if one["method"] == "kcenter":  # it wins as often as it loses
             one["accuracy"] += 0.1 + (0.06 if number % 2 else -0.07)
     told, _ = findings(Book(rows, (1,)), NET, {"done": 9})
-    assert "kcenter cannot be told from them." in told[1]
+    assert "kcenter cannot be told from them on average." in told[1]
     assert "stay" not in told[1]
 
 
@@ -186,11 +189,14 @@ def toy(found: Book) -> Opened:
 
 def test_the_paper_says_what_the_rows_say() -> None:
     rows = [r for group in book(0.05).groups.values() for r in group.rows]
+    for one in rows:  # of balanced accuracy dm gains 7 points
+        one["balanced_accuracy"] += 0.02 * (one["method"] == "dm")
     full = Book([{**FACTS, **one} for one in rows], (1,))
     text = paper(toy(full))
     # All four gains are 5 points; of 16 flips of signs one is as large: p is 1 / 16.
     (line,) = [line for line in text.splitlines() if line.startswith("| dm | 5.0")]
     assert line.startswith("| dm | 5.0 [5.0, 5.0]; 4 above, 0 below of 4; p = 0.06")
+    assert "| dm | 7.0 [7.0, 7.0]; 4 above, 0 below of 4" in text
     assert "| kcenter | -10.0 [-10.0, -10.0]; 0 above, 4 below of 4; p = 1 |" in text
     assert "At 1 per class the best mean is that of dm on 4 of 4 sources." in text
     # Gaps of 0.05 / 0.4 and 0.05 / 0.38: 12.5% and 13.2%, the median of both.
@@ -244,14 +250,63 @@ def test_variation_is_told_in_words() -> None:
             rows += [row(f"s{n}", name, ipc, seed, 0.4 + 0.4 * share) for seed in range(2)]
     found = toy(Book(rows, (1,)))
     measured = {f"s{n}": {"variation": {"fisher": 0.1 * (n + 1)}} for n in range(8)}
-    (told,) = by_variation(replace(found, measured=measured))
+    told, *_ = by_variation(replace(found, measured=measured))
     assert told.startswith(
-        "At 1 per class dm (+1.00) closes more of the gap where classes vary less within (rank"
+        "At 1 per class dm (+1.00) closes more of the gap where classes lie further apart for "
+        "their spread (rank correlation with the Fisher ratio over 8 sources"
     )
     measured = {f"s{n}": {"variation": {"fisher": 0.9 - 0.1 * n}} for n in range(8)}
-    (told,) = by_variation(replace(found, measured=measured))
-    assert "dm (-1.00) closes more of the gap where they vary more (rank" in told
-    assert by_variation(found) == []  # four sources are measured: too few
+    told, *_ = by_variation(replace(found, measured=measured))
+    assert "dm (-1.00) closes more of the gap where they lie closer (rank" in told
+    assert not any("Fisher" in text for text in by_variation(found))  # four measured: too few
+
+
+def test_designed_and_pooled_sources_are_told_in_words() -> None:
+    """dm closes 0.2 of the gap of sets alone, 0.6 of pooled ones; kcenter the other way round."""
+    rows = []
+    for n in range(4):
+        closed = {"dm": 0.6, "kcenter": 0.1} if n > 1 else {"dm": 0.2, "kcenter": 0.3}
+        for name, share in (closed | {"random": 0.0, "full": 1.0}).items():
+            ipc, gap = 0 if name == "full" else 1, 0.01 if n == 3 else 0.4
+            rows += [row(f"s{n}", name, ipc, seed, 0.4 + gap * share) for seed in range(2)]
+            rows += [row(f"t{n}", name, ipc, seed, 0.4 + 0.4 * share) for seed in range(2)]
+    found = toy(Book(rows, (1,)))
+    groups = [("real", None), ("real", None), ("pooled", None), ("pooled", 1.0)]
+    sources = tuple(
+        Data("breastmnist", name=f"{letter}{n}", group=kind, variation=moved)
+        for letter in "st"
+        for n, (kind, moved) in enumerate(groups)
+    )
+    told = by_variation(replace(found, study=replace(found.study, sources=sources)))
+    assert told[0].startswith(
+        "Of 2 sources whose variation alone moves, random images are 5 points"
+    )
+    assert " below all data on 1 (at 1 per class)" in told[0]
+    assert told[1].startswith(
+        "On 3 pooled sources against 4 sets alone, at 1 per class dm closes more of the gap and "
+        "kcenter closes less of the gap"
+    )
+
+
+def test_hours_count_a_synthesis_once_however_many_students_it_has() -> None:
+    rows = [
+        {**FACTS, **row("s0", "dm", 1, seed, 0.5), "key": "k", "distill_seconds": 3600.0}
+        for seed in range(2)
+    ]
+    rows += [{**FACTS, **row("s0", "random", 1, 0, 0.5), "key": "r", "seconds": 7198.0}]
+    rows += [{**FACTS, **row("s0", "full", 0, 0, 0.5), "key": "f", "seconds": 0.0}]
+    assert "students took 3.0 hours of single" in _hours(toy(Book(rows, (1,))))
+
+
+def test_accuracy_of_one_class_alone_is_named() -> None:
+    rows = [{**FACTS, **r} for group in book(0.05).groups.values() for r in group.rows]
+    text = paper(toy(Book(rows, (1,))))
+    assert "naming the larger class" not in text
+    for one in rows:
+        if (one["source"], one["method"]) == ("s0", "dm"):
+            one["balanced_accuracy"] = 1 / one["classes"] + 0.01
+    text = paper(toy(Book(rows, (1,))))
+    assert "less than 2 points above chance for dm on s0 at 1.\n" in text
 
 
 def test_tiles_and_soft_labels_are_told() -> None:
@@ -267,7 +322,11 @@ def test_tiles_and_soft_labels_are_told() -> None:
 def test_the_claim_is_held_against_the_numbers() -> None:
     def judged(spearman: float, gain: float, p: float) -> dict[str, Any]:
         at = {"spearman": spearman, "gain_spearman": gain}
-        by = {"dm": {"1": {"spearman": spearman}}, "dc": {"1": {"spearman": 0.2}}}
+        by = {
+            "dm": {"1": {"spearman": spearman, "gain_spearman": gain}},
+            "dc": {"1": {"spearman": 0.2, "gain_spearman": -gain}},
+        }
+        at |= {"family_error": 0.07 if gain > 0.7 else 0.09}
         tests = {"p_value": p, "p_better": better, "p_better_at": [better]}
         return {"family_error": 0.05, **tests, "budgets": {"1": at}, "methods": by}
 
@@ -286,9 +345,13 @@ def test_the_claim_is_held_against_the_numbers() -> None:
     assert "also tells" in told(judged(0.9, -0.5, 0.001))  # the more random gives the less is added
     assert "not for dc at 1." in told(judged(0.9, 0.1, 0.001))
     assert "not for dm at 1 and dc at 1." in told(judged(0.4, 0.1, 0.001))
-    assert "ridge, few, errs by 0.050 (better by more" in told(judged(0.9, 0, 0.01), "ridge, few")
+    text = told(judged(0.9, 0, 0.01), "ridge, few")
+    assert "ridge, few, errs by 0.050 (0.070 against 0.090 at 1 per class); better by more" in text
+    assert "from dc at 1 -0.50 to dm at 1 +0.50 (mean size 0.50 to 0.50" in told(
+        judged(0.9, 0.5, 0.001)
+    )
     better = 0.8
-    assert "(not better by more" in told(judged(0.9, 0, 0.01), "ridge, few")
+    assert "not shown to be better by more" in told(judged(0.9, 0, 0.01), "ridge, few")
 
 
 def test_the_command_line_writes_words_and_figures(page: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from .records import Json
 from .rng import Rng
 
 PERMUTATIONS = 9999
+BY_METHOD = ("error", "spearman", "gain_spearman")
 HERE: Engine = Here()
 
 
@@ -184,7 +185,7 @@ def _judged(examples: Sequence[Example], job: tuple[str, str]) -> tuple[Json, To
             targets = targets_of(known, method, ipc, metric)
             judged = _one(model, table, targets, [one.families for one in known])
             by_method.setdefault(method, {})[str(ipc)] = {
-                name: judged[name] for name in ("error", "spearman")
+                name: judged[name] for name in BY_METHOD if name in judged
             }
             for what, value in judged.items():
                 parts.setdefault(what, []).append(value)

@@ -14,10 +14,15 @@ from ..plan import BASELINES, grid
 from ..progress import DONE
 from ..records import to_record, write_atomic
 from ..tabulate import table
-from .paper_answers import by_variation, claim, noise_floor, sample, variation
+from .paper_answers import claim, noise_floor, sample
+from .paper_variation import by_variation, variation
 from .study_opened import Opened
 from .study_words import FEWEST, Against, against_random, findings
 from .words import listed
+
+BLIND = 0.02  # of balanced accuracy above chance, below which a student names one class
+FEW_STEPS = 0.001  # of a paper's steps
+OURS = "ours"  # what a method of no paper calls it
 
 
 def study_paper(found: Opened, out: Path) -> None:
@@ -59,10 +64,10 @@ def _short(found: Opened) -> list[str]:
     first = (
         f"{len(found.book.names('source'))} sources and {len(found.methods)} methods at "
         f"{listed([str(ipc) for ipc in found.book.budgets])} images per class; {known:,} of "
-        f"{len(asked):,} cells have numbers."
+        f"{len(asked):,} cells have numbers (Limits says which have none)."
     )
     answers = [*by_variation(found), *(claim(found.indicator) if found.indicator else ())]
-    points = [first, *told[1:], *answers, *warned]
+    points = [first, *told[1:], *_unlike(found), *_short_runs(found), *answers, *warned]
     return ["## In short", "\n".join(f"- {text}" for text in points)]
 
 
@@ -104,12 +109,16 @@ def _unlike(found: Opened) -> list[str]:
     told = [
         f"An image of {title} is {factor} x {factor} tiles ({factor} x {factor} x {factor} of a "
         "volume), each of which a student trains on as an image of its own; random images and "
-        "those of other methods are whole."
+        "those of other methods are whole, and no arm of random tiles shows what tiles alone give."
         for title, factor in factors.items()
         if factor > 1
     ]
     if soft := [title for title, each in made.items() if each.soft_labels]:
         told.append(f"Labels of {listed(soft)} are learned and soft, all others hard.")
+    if means := [title for title, each in made.items() if each.start == "class-mean"]:
+        told.append(
+            f"Images of {listed(means)} start from class means; no arm shows what these alone give."
+        )
     return told
 
 
@@ -135,18 +144,49 @@ def _gains(found: Opened) -> list[str]:
         "were independent, not corrected for the number of methods)."
     )
     budgets = found.book.names("ipc")
-    against = {
-        (one.method, ipc): one
-        for ipc in budgets
-        for one in against_random(found.book, ipc, found.backbone)
-    }
-    rows = []
-    for method in found.methods:
-        cells = [_gain(against.get((method, ipc))) for ipc in budgets]
-        rows.append((method, *cells))
     head = ("method", *(f"{ipc} per class" for ipc in budgets))
+    tables = {}
+    for metric in ("accuracy", "balanced_accuracy"):
+        against = {
+            (one.method, ipc): one
+            for ipc in budgets
+            for one in against_random(found.book, ipc, found.backbone, metric)
+        }
+        rows = [
+            (method, *(_gain(against.get((method, ipc))) for ipc in budgets))
+            for method in found.methods
+        ]
+        tables[metric] = markdown(head, rows)
     best = [_best(found, ipc) for ipc in budgets]
-    return ["## Against random images", text, markdown(head, rows), " ".join(filter(None, best))]
+    balanced = (
+        "The same of balanced accuracy, which does not rise where a student names the larger "
+        "class more often:"
+    )
+    parts = ["## Against random images", text, tables["accuracy"], balanced]
+    return [*parts, tables["balanced_accuracy"], *_one_class(found), " ".join(filter(None, best))]
+
+
+def _one_class(found: Opened) -> list[str]:
+    """Say whose accuracy is above random images' though its students name one class."""
+    told = []
+    for ipc in found.book.names("ipc"):
+        for source in found.book.names("source"):
+            base = found.book.group(source, "random", ipc, found.backbone)
+            for method in found.methods:
+                own = found.book.group(source, method, ipc, found.backbone)
+                if own is None or base is None:
+                    continue
+                least = 1 / int(own.rows[0]["classes"]) + BLIND
+                means = [float(np.mean(one.scores("accuracy"))) for one in (own, base)]
+                balanced = float(np.mean(own.scores("balanced_accuracy")))
+                if means[0] > means[1] and balanced < least:
+                    told.append(f"{method} on {source} at {ipc}")
+    if not told:
+        return []
+    return [
+        "More accurate than random images, but by naming the larger class: balanced accuracy less "
+        f"than {100 * BLIND:.0f} points above chance for {listed(told)}."
+    ]
 
 
 def _gain(one: Against | None) -> str:
@@ -205,7 +245,19 @@ def _cost(found: Opened) -> list[str]:
         "What a method prepares once for all budgets and syntheses of a source (experts, banks, "
         "sketches, the network that herding and kcenter choose by) is not in them.",
         markdown(head, rows),
+        _hours(found),
     ]
+
+
+def _hours(found: Opened) -> str:
+    """Say what all cells took, by their rows."""
+    rows = [row for group in found.book.groups.values() for row in group.rows]
+    made = {row["key"]: row["distill_seconds"] or 0.0 for row in rows}
+    hours = (sum(made.values()) + sum(row["seconds"] for row in rows)) / 3600
+    return (
+        f"Together distillations and students took {hours:.1f} hours of single processes; what "
+        "was prepared, and the choice of rates, is not in them."
+    )
 
 
 def _surprises(found: Opened) -> list[str]:
@@ -249,8 +301,9 @@ def _unsteady(found: Opened, ipc: int) -> str:
         return ""
     order = sorted(spread, key=lambda name: spread[name])
     return (
-        f"At {ipc} per class {order[-1]} varies most from synthesis to synthesis (standard "
-        f"deviation {100 * spread[order[-1]]:.1f} points, median over sources with several), "
+        f"At {ipc} per class {order[-1]} varies most from synthesis to synthesis (random: from "
+        f"draw to draw; standard deviation {100 * spread[order[-1]]:.1f} points, median over "
+        "sources with several), "
         f"{order[0]} least "
         f"({100 * spread[order[0]]:.1f})."
     )
@@ -278,7 +331,14 @@ def _limits(found: Opened) -> list[str]:
         "Few syntheses give wide intervals, and sign-flip tests over sources treat related sources "
         "as independent.",
         "One test split each: intervals say nothing of other hospitals.",
+        "Folders and slices do not name patients and are split by image: where a patient has "
+        "several, they may stand on both sides, and scores are too high for new patients.",
     ]
+    if slices := [one.title for one in study.sources if "by=image" in one.source]:
+        points.append(
+            f"Slices of one scan stand on both sides of the splits of {listed(slices)}: their "
+            "scores say nothing of other scans."
+        )
     if absent:
         places = listed([f"{source} at {ipc}" for source, ipc in absent])
         points.append(
@@ -289,24 +349,39 @@ def _limits(found: Opened) -> list[str]:
         + (f", steps by images per class {way.steps}" if way.steps else "")
         for way in study.methods
     )
-    return ["## Limits", "\n".join(f"- {text}" for text in points), "## Settings", settings]
+    sources = "\n".join(f"- {one.title}: `{one.source}`" for one in study.sources)
+    limits = "\n".join(f"- {text}" for text in points)
+    return ["## Limits", limits, "## Settings", settings, "## Sources", sources]
 
 
 def _short_runs(found: Opened) -> list[str]:
     """Say which part of their papers' steps the methods made, where that is not all."""
-    parts = [
-        row["steps_done"] / row["paper_steps"]
-        for group in found.book.groups.values()
-        for row in group.rows
-        if row["steps_done"] and row["paper_steps"]
-    ]
-    if not parts or min(parts) >= 1:
+    papers = {way.title: make(way.method, way.settings).paper for way in found.study.methods}
+    parts: dict[str, list[float]] = {}
+    for group in found.book.groups.values():
+        if papers.get(group.place.method) in (None, OURS):
+            continue
+        for row in group.rows:
+            if row["steps_done"] and row["paper_steps"]:
+                place = f"{group.place.method} at {group.place.ipc}"
+                parts.setdefault(place, []).append(row["steps_done"] / row["paper_steps"])
+    shares = {place: float(np.median(known)) for place, known in parts.items()}
+    if not shares or min(shares.values()) >= 1:
         return []
-    return [
-        f"Methods that move images make {100 * min(parts):.2g}% to {100 * max(parts):.3g}% of "
-        f"their papers' steps (median {100 * float(np.median(parts)):.2g}%): the table ranks "
-        "methods at that cost, not at their best."
-    ]
+    fewest = [place for place, share in shares.items() if share < FEW_STEPS]
+    every = list(shares.values())
+    text = (
+        f"Methods of papers that move images make {100 * min(every):.2g}% to "
+        f"{100 * max(every):.3g}% of their papers' steps (median "
+        f"{100 * float(np.median(every)):.2g}%): tables rank methods at that cost, not at their "
+        "best."
+    )
+    if fewest:
+        text += (
+            f" {listed(fewest)} make less than {100 * FEW_STEPS:.2g}%, hardly moving their images: "
+            "their numbers say nothing of these methods at full length."
+        )
+    return [text]
 
 
 def _scores(found: Opened) -> list[str]:

@@ -1,18 +1,16 @@
-"""The two questions of a study in a paper's words: variation, and what a random sample tells."""
+"""What a random sample tells of distillation, in a paper's words."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from ..formats import as_markdown, markdown
+from ..formats import markdown
 from ..indicator import SEED, Indicator
-from ..judge import apart, permuted
+from ..judge import apart
 from ..plan import BASELINES
 from ..records import Json
-from ..tabulate import Book, table
-from .study_figures import LEAST_GAP
+from .paper_variation import CLEAR
 from .study_opened import Opened
 from .words import listed
 
@@ -20,127 +18,9 @@ POOLED = (
     *("candidate", "error of accuracy", "families left out", "Pearson, pooled"),
     *("Spearman, pooled", "p", "p better"),
 )
-CLEAR = 0.05  # p-values below it are told
 HOLDS = 0.5  # of rank correlations, above which the claim holds
-TELLS = 0.3
-
-
-def _gaps(found: Opened, method: str, ipc: int, among: Sequence[str]) -> dict[str, float]:
-    gaps = {}
-    for source in among:
-        own = found.book.score("gap_closed", source, method, ipc, found.backbone)
-        if own is not None and found.book.gap(source, ipc, found.backbone) >= LEAST_GAP:
-            gaps[source] = own.mean
-    return gaps
-
-
-def variation(found: Opened) -> list[str]:
-    """Say how the gap closed goes with variation: over sources, by kind, over the designed ones."""
-    budgets = found.book.names("ipc")
-    kinds = dict.fromkeys(data.group for data in found.study.sources if data.group)
-    parts = [
-        "## Variation",
-        "Gap closed = (method - random) / (all data - random), of accuracy. Sources where all "
-        f"data is less than {100 * LEAST_GAP:.0f} points above random images are left out.",
-    ]
-    rows = []
-    for method in found.methods:
-        tied = [_tied(found, method, ipc) for ipc in budgets]
-        rows.append((method, *("" if one is None else one.text for one in tied)))
-    head = ("method", *(f"{ipc} per class" for ipc in budgets))
-    parts += [
-        "Spearman correlation over sources between the Fisher ratio (spread between classes over "
-        "spread within, small: great variation within classes) and the gap closed, with its "
-        "two-sided permutation p, as if sources were independent, not corrected for their number:",
-        markdown(head, rows),
-    ]
-    if kinds:
-        parts += ["Median gap closed by kind of source:", _by_kind(found, list(kinds))]
-    designed = [one for one in found.study.sources if one.variation is not None]
-    if designed:
-        parts.append(
-            "Phantoms whose variation alone moves (0: classes differ by a subtle texture; 1: they "
-            "are other anatomies), accuracy in percent:"
-        )
-        titles = {one.title for one in designed}
-        rows_ = [r for g in found.book.groups.values() for r in g.rows if r["source"] in titles]
-        part = Book(rows_, found.study.every_budget)
-        made = table(
-            part, rows=("ipc", "source"), metric="accuracy", fixed={"backbone": found.backbone}
-        )
-        parts.append(as_markdown(made))
-    return parts
-
-
-class Tied(NamedTuple):
-    """A rank correlation of gaps closed with Fisher ratios, and how likely chance gives it."""
-
-    rank: float
-    p: float
-    sources: int
-
-    @property
-    def text(self) -> str:
-        """The numbers as tables print them."""
-        return f"{self.rank:+.2f} (p = {self.p:.2g}, {self.sources} sources)"
-
-
-def _tied(found: Opened, method: str, ipc: int) -> Tied | None:
-    from scipy.stats import spearmanr
-
-    gaps = _gaps(found, method, ipc, found.book.names("source"))
-    known = [
-        (found.measured[source]["variation"]["fisher"], gap)
-        for source, gap in gaps.items()
-        if source in found.measured
-    ]
-    if len(known) < 5:
-        return None
-    fisher, gap = np.array(known).T
-    if np.ptp(fisher) == 0 or np.ptp(gap) == 0:
-        return None
-    rank = float(spearmanr(fisher, gap).statistic)
-    p = min(1.0, 2 * permuted(fisher if rank > 0 else -fisher, gap))
-    return Tied(rank, p, len(known))
-
-
-def by_variation(found: Opened) -> list[str]:
-    """Say in words whether methods close more of the gap where classes vary less, by budget."""
-    told = []
-    for ipc in found.book.names("ipc"):
-        tied = {method: _tied(found, method, ipc) for method in found.methods}
-        known = {method: one for method, one in tied.items() if one is not None}
-        if not known:
-            continue
-        sure = {method: one for method, one in known.items() if one.p < CLEAR}
-        more = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank > 0]
-        less = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank < 0]
-        ways = ((more, "where classes vary less within"), (less, "where they vary more"))
-        parts = [
-            f"{listed(names)} close{'s' if len(names) == 1 else ''} more of the gap {where}"
-            for names, where in ways
-            if names
-        ]
-        told.append(
-            f"At {ipc} per class "
-            + (" and ".join(parts) if parts else "no method's gap goes with variation")
-            + f" (rank correlation with the Fisher ratio, p < {CLEAR} as if sources were "
-            f"independent; {len(known)} methods were asked)."
-        )
-    return told
-
-
-def _by_kind(found: Opened, kinds: Sequence[str]) -> str:
-    rows = []
-    for method in found.methods:
-        for ipc in found.book.names("ipc"):
-            cells = []
-            for kind in kinds:
-                among = [data.title for data in found.study.sources if data.group == kind]
-                gaps = list(_gaps(found, method, ipc, among).values())
-                cells.append(f"{100 * float(np.median(gaps)):.0f}% of {len(gaps)}" if gaps else "")
-            rows.append((method, str(ipc), *cells))
-    return markdown(("method", "ipc", *kinds), rows)
+TELLS = 0.3  # of their mean size
+AIM = 0.04  # mean absolute error of accuracy below which a prediction replaces a trial
 
 
 def claim(indicator: Indicator) -> list[str]:
@@ -150,9 +30,7 @@ def claim(indicator: Indicator) -> list[str]:
     mean above 0.5, and datasets that change places seldom correlate as well.
     """
     seed = indicator.report["accuracy"][SEED]
-    best = indicator.report["accuracy"][indicator.chosen]
     ranks = [one["spearman"] for one in seed["budgets"].values()]
-    gains = [one["gain_spearman"] for one in seed["budgets"].values() if "gain_spearman" in one]
     weak = [
         f"{method} at {ipc}"
         for method, by in seed["methods"].items()
@@ -164,29 +42,65 @@ def claim(indicator: Indicator) -> list[str]:
         "That a random sample's accuracy predicts the distilled set's "
         + ("holds" if holds else "does not hold")
         + f" at fixed images per class: Spearman {_span(ranks)}, means over methods (above "
-        f"{HOLDS} at each, and p = {seed['p_value']:.2g})"
+        f"{HOLDS} at each, and p = {seed['p_value']:.2g} as if datasets were independent)"
         + (f"; not for {listed(weak)}" if weak else ", and above it for each method")
         + f". Its mean absolute error on datasets whose families were left out is "
         f"{seed['family_error']:.3f}. "
     )
-    if gains:
-        tells = min(map(abs, gains)) > TELLS and len({gain > 0 for gain in gains}) == 1
-        text += (
-            "It "
-            + ("also tells" if tells else "hardly tells")
-            + f" what distillation adds: of the gain over random images Spearman is {_span(gains)}."
-        )
+    text += _told_of_gains(seed["methods"])
     if indicator.chosen == SEED:
         return [text + " No candidate with more numbers errs less."]
-    better = best["p_better"] < CLEAR
-    groups = len(apart([one.families for one in indicator.examples]))
-    return [
-        f"{text} The best candidate, {indicator.chosen}, errs by {best['family_error']:.3f} ("
-        + ("better by more than" if better else "not better by more than what")
-        + f" chance gives: p = {best['p_better']:.3g}, by flipped signs of {groups} families of "
-        f"datasets, pooled ones left out, which give no less than {0.5**groups:.3g}; by images "
-        f"per class {', '.join(f'{p:.3g}' for p in best['p_better_at'])})."
+    return [text + _best_candidate(indicator)]
+
+
+def _told_of_gains(methods: Json) -> str:
+    """Say whether the random score tells what distillation adds to it, by method."""
+    ranks = {
+        (method, ipc): one["gain_spearman"]
+        for method, by in methods.items()
+        for ipc, one in by.items()
+        if "gain_spearman" in one
+    }
+    if not ranks:
+        return ""
+    sizes = [
+        float(np.mean([abs(rank) for (_, at), rank in ranks.items() if at == ipc]))
+        for ipc in dict.fromkeys(at for _, at in ranks)
     ]
+    least, most = min(ranks, key=lambda key: ranks[key]), max(ranks, key=lambda key: ranks[key])
+    ends = [f"{method} at {ipc} {ranks[method, ipc]:+.2f}" for method, ipc in (least, most)]
+    between = f"from {ends[0]} to {ends[1]}" if least != most else ends[0]
+    return (
+        "It "
+        + ("also tells" if min(sizes) > TELLS else "hardly tells")
+        + " what distillation adds, each method in its own way: its rank correlations with the "
+        f"gain over random images go {between} (mean size {_span(sizes)}; below 0: the more random "
+        "images give, the less is added)."
+    )
+
+
+def _best_candidate(indicator: Indicator) -> str:
+    """Say whether the best candidate is better than the seed's number by more than chance."""
+    report = indicator.report["accuracy"]
+    seed, best = report[SEED], report[indicator.chosen]
+    groups, rivals = len(apart([one.families for one in indicator.examples])), len(report) - 1
+    fair = min(1.0, rivals * best["p_better"])
+    by = [
+        f"{mine['family_error']:.3f} against {other['family_error']:.3f} at {ipc}"
+        for (ipc, mine), other in zip(
+            best["budgets"].items(), seed["budgets"].values(), strict=True
+        )
+        if mine["family_error"] is not None and other["family_error"] is not None
+    ]
+    return (
+        f" The best candidate, {indicator.chosen}, errs by {best['family_error']:.3f}"
+        + (f" ({listed(by)} per class); " if by else "; ")
+        + ("better by more than" if fair < CLEAR else "not shown to be better by more than what")
+        + f" chance gives once {rivals} were tried: p = {fair:.2g}, {rivals} times that of its "
+        f"own, {best['p_better']:.3g} by flipped signs of {groups} families of datasets (pooled "
+        f"ones left out), which give no less than {0.5**groups:.3g}; by images per class "
+        f"{', '.join(f'{p:.3g}' for p in best['p_better_at'])}."
+    )
 
 
 def _span(values: Sequence[float]) -> str:
@@ -259,15 +173,39 @@ def sample(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
         f"{len(indicator.report['accuracy'])} on the same datasets, its error is a little "
         "flattered."
     )
-    error, sources = floor
+    return [*parts, *_missing(indicator, floor), *_by_method(indicator)]
+
+
+def _missing(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
+    """Say how far the kept candidate is from what was aimed at, and what its error is made of."""
+    best, (error, sources) = indicator.report["accuracy"][indicator.chosen], floor
+    reached = [
+        method
+        for method, by in best["methods"].items()
+        if float(np.mean([one["error"] for one in by.values()])) <= AIM
+    ]
+    met = best["error"] <= AIM
+    text = (
+        f"What is missing: an error of {AIM} was aimed at, with a dataset left out, and "
+        + ("met" if met else "not met")
+        + f" ({best['error']:.3f}"
+        + (f"; {listed(reached)} alone: {AIM} or less" if reached and not met else "")
+        + "). "
+    )
     if math.isfinite(error):
-        parts.append(
-            "What is missing: accuracies of few syntheses scatter, so even a prediction of each "
-            f"method's true mean would err here by {error:.3f} on average (by the scatter on the "
-            f"{sources} sources that have several), before that of the test split; the rest is "
-            "what the sample does not tell."
+        text += (
+            "Accuracies of few syntheses scatter, so even a prediction of each method's true mean "
+            f"would err here by {error:.3f} on average (by the scatter on the {sources} sources "
+            "that have several), before the scatter of the test split. "
         )
-    return [*parts, *_by_method(indicator)]
+    if math.isfinite(best["family_error"]):
+        text += (
+            f"That it errs by {best['family_error']:.3f} where whole families are left out, from "
+            "the same samples, says that more kinds of data to learn from would help; samples of "
+            "few draws, scored on small validation splits, scatter too. How much of the rest a "
+            "sample cannot tell is not known."
+        )
+    return [text]
 
 
 def _by_method(indicator: Indicator) -> list[str]:
@@ -282,14 +220,24 @@ def _by_method(indicator: Indicator) -> list[str]:
             " / ".join(f"{one[ipc]['error']:.3f}" for one in both if ipc in one) for ipc in budgets
         ]
         rows.append((method, *cells))
+    names = ("spearman", "gain_spearman")
     ranks = [
-        (method, *(f"{one[ipc]['spearman']:+.2f}" if ipc in one else "" for ipc in budgets))
+        (
+            method,
+            *(
+                " / ".join(f"{one[ipc][name]:+.2f}" for name in names if name in one[ipc])
+                if ipc in one
+                else ""
+                for ipc in budgets
+            ),
+        )
         for method, one in indicator.report["accuracy"][SEED]["methods"].items()
     ]
     return [
         "Its error by method, of accuracy and of AUC, one dataset left out:",
         markdown(head, rows),
-        "Spearman correlation of the random sample's accuracy with what each method reached:",
+        "Spearman correlation of the random sample's accuracy with what each method reached, and "
+        "with its gain over random images:",
         markdown(head, ranks),
     ]
 

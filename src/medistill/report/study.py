@@ -12,7 +12,8 @@ from ..metrics import Score
 from ..records import Json, to_record, write_atomic
 from ..tabulate import Book
 from .page import filled, library, part
-from .paper_answers import by_variation, claim
+from .paper_answers import claim
+from .paper_variation import by_variation
 from .study_figures import (
     cost_figure,
     curve_figure,

@@ -1,6 +1,7 @@
 """A study's folder, read once for all that is made from it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +53,8 @@ class Opened:
 def opened(folder: Folder, indicator: Indicator | None = None) -> Opened:
     """Read a study's folder; `indicator` is what was fitted to it.
 
-    Raises: DataError when it is none, a cell in it is damaged, or the indicator is another study's.
+    Raises: DataError when it is none, a cell in it is damaged, or the indicator is another study's
+    or was fitted to other numbers.
     """
     study = folder.study()
     entries = entries_of(folder, grid(study))
@@ -65,4 +67,32 @@ def opened(folder: Folder, indicator: Indicator | None = None) -> Opened:
             f"found an indicator that was fitted to {strange[0]} too, which is no source of "
             f"{study.name}; expected what `medistill study fit-indicator {folder.path}` wrote"
         )
+    if indicator and (moved := _moved(indicator.examples, examples)):
+        raise DataError(
+            f"found an indicator that was fitted to other numbers of {moved} than the study has "
+            f"now; expected one of these: `medistill study fit-indicator {folder.path}`"
+        )
     return Opened(folder, study, entries, book, measured, examples, indicator)
+
+
+def _moved(fitted: Sequence[Example], now: Sequence[Example]) -> str:
+    """Return the first source of which other scores are known now than were fitted; "" if none."""
+    known = {one.source: _scores(one) for one in now}
+    for one in fitted:
+        mine, held = _scores(one), known.get(one.source, {})
+        # Indicators keep six places.
+        same = mine.keys() == held.keys() and all(
+            abs(mine[place] - held[place]) < 1e-5 for place in mine
+        )
+        if not same:
+            return one.source
+    return ""
+
+
+def _scores(example: Example) -> dict[tuple[str, int, str], float]:
+    return {
+        (method, ipc, metric): value
+        for method, by in example.reached.items()
+        for ipc, scores in by.items()
+        for metric, value in scores.items()
+    }

@@ -28,14 +28,14 @@ class Against(NamedTuple):
     gains: tuple[float, ...]
 
 
-def against_random(book: Book, ipc: int, backbone: str) -> list[Against]:
+def against_random(book: Book, ipc: int, backbone: str, metric: str = "accuracy") -> list[Against]:
     """Return each method's mean gain over random images, and where intervals part; best first."""
     found = []
     for method in methods_of(book):
         pairs: list[tuple[Score, Score]] = []
         for source in book.names("source"):
-            own = book.score("accuracy", source, method, ipc, backbone)
-            base = book.score("accuracy", source, "random", ipc, backbone)
+            own = book.score(metric, source, method, ipc, backbone)
+            base = book.score(metric, source, "random", ipc, backbone)
             if own is not None and base is not None:
                 pairs.append((own, base))
         if pairs:
@@ -109,11 +109,15 @@ def _at(ipc: int, found: Sequence[Against]) -> str:
     text += "."
     means = {one.method: score(list(one.gains)) for one in found}
     worse = [name for name, one in means.items() if one.high is not None and one.high < 0]
-    level = [name for name, one in means.items() if one.mean < 0 and name not in worse]
+    level = [
+        name
+        for name, one in means.items()
+        if one.low is not None and one.high is not None and one.low <= 0 <= one.high
+    ]
     if worse:
         text += f" {listed(worse)} stay{'s' if len(worse) == 1 else ''} behind random images."
     if level:
-        text += f" {listed(level)} cannot be told from them."
+        text += f" {listed(level)} cannot be told from them on average."
     if not worse and not level and last is not best:
         text += f" {last.method} gains least ({100 * last.gain:+.1f})."
     return text
