@@ -596,9 +596,67 @@ def test_an_old_version_or_another_of_the_same_number_is_refused(
             read(places[1], where)
         with pytest.raises(PackageRefused, match="another package that calls itself version 2"):
             read(other, where)
+    seen = json.loads((public.parent / "seen.json").read_text())
+    assert [len(keys) for keys in seen["marks"].values()] == [1, 1]
     (public.parent / "seen.json").write_text('{"seen": []}')
     with pytest.raises(RunRefused, match="damaged"):
         read(places[2], public.parent)
+
+
+def test_a_mark_that_was_cut_off_brings_no_old_version_back(
+    site: Path, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """The first version has two marks, the second one: without it the first is no newer."""
+    known = tmp_path / "keys"
+    generate(tmp_path / "officer")
+    known.mkdir()
+    (known / "a.pem").write_bytes((site / "keys" / "public.pem").read_bytes())
+    (known / "b.pem").write_bytes((tmp_path / "officer" / "public.pem").read_bytes())
+    officer = load_private(tmp_path / "officer" / "private.pem")
+    first = pack(site / "run", Terms("small"), [key, officer])
+    places = [tmp_path / f"{name}.medistill" for name in ("first", "second", "cut")]
+    written(places[0], first)
+    written(places[1], pack(site / "run", Terms("small", 2), [key]))
+    record = json.loads(first["signature.dsse.json"])
+    own = keyid_of(key.public_key())
+    record["signatures"] = [one for one in record["signatures"] if one["keyid"] != own]
+    assert len(record["signatures"]) == 1
+    written(places[2], first | {"signature.dsse.json": canonical(record)})
+    for place in places[:2]:
+        assert read(place, known)
+    for place in (places[0], places[2]):
+        with pytest.raises(PackageRefused, match="an old one is offered"):
+            read(place, known)
+
+
+def test_what_was_seen_is_kept_though_the_keys_are_anothers(
+    site: Path, key: Ed25519PrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, place = tmp_path / "keys" / "public.pem", tmp_path / "1.medistill"
+    public.parent.mkdir()
+    public.write_bytes((site / "keys" / "public.pem").read_bytes())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "mine"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != public.parent)
+    for number in (2, 1):
+        place = tmp_path / f"{number}.medistill"
+        written(place, pack(site / "run", Terms("small", number), [key]))
+    assert read(tmp_path / "2.medistill", public)
+    assert [path.name for path in public.parent.iterdir()] == ["public.pem"]
+    assert len(list((tmp_path / "mine" / "medistill").glob("seen-*.json"))) == 1
+    with pytest.raises(PackageRefused, match="an old one is offered"):
+        read(tmp_path / "1.medistill", public)
+
+
+def test_scores_of_several_backbones_are_packed_by_none(
+    site: Path, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """Their mean is declared of no network that a receiver could train."""
+    run = changed(site, tmp_path, "evaluation.json", gap_closed={})
+    record = read_json(run / "evaluation.json")
+    record["students"] = [*record["students"], "mlp-1-8"]
+    write_json(run / "evaluation.json", record)
+    with pytest.raises(UsageError, match="several backbones"):
+        pack(run, Terms("small"), [key])
 
 
 def test_a_package_is_read_until_its_last_day(
@@ -656,6 +714,7 @@ BAD_TENSORS = [
     tensors(b'{"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}, "a": {}}'),
     tensors({"a": one("F64", [1])}),
     tensors({"a": one("BOOL")}),
+    tensors({"a": one("U8", [], [0, 1])}, b"\0"),
     tensors({"a": one(None)}),
     tensors({"a": one([])}),
     tensors({"a": one({})}),
@@ -721,6 +780,8 @@ BAD_CARDS: list[dict[str, Any]] = [
     {"classes": ["a", "a"]},
     {"shape": [10**9, 10**9]},
     {"shape": [16]},
+    {"shape": []},
+    {"shape": [16] * 100_000},
     {"channels": 0},
     {"channels": 3},
     {"task": "other"},
@@ -739,6 +800,9 @@ BAD_RECIPES: list[dict[str, Any]] = [
     {"stop": 0},
     {"batch": 0},
     {"factor": 99},
+    {"factor": 9},
+    {"factor": 2**53 - 1},
+    {"backbone": {"family": "mlp", "width": 1, "hidden": 8192}},
     {"augmentation": {"code": "x"}},
     {"whitening": "0" * 64},
 ]
@@ -756,8 +820,25 @@ def test_manifests_without_sense_are_refused_though_they_are_signed(
 ) -> None:
     record = json.loads(files["manifest.json"])
     changed = {part: record[part] | fields} if part else fields
+    wrong = with_manifest(files, key, **changed)
+    begin = time.process_time()
     with pytest.raises(PackageRefused):
-        examined(with_manifest(files, key, **changed), trust)
+        examined(wrong, trust)
+    assert time.process_time() - begin < 0.5  # refused before anything of that size is made
+
+
+def test_a_long_shape_and_a_large_factor_cost_no_time(
+    files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
+) -> None:
+    """Their product would have millions of digits."""
+    record = json.loads(files["manifest.json"])
+    record["card"]["shape"] = [1] * 120_000
+    record["recipe"]["factor"] = 2**53 - 1
+    wrong = resigned(files, key, manifest_json=canonical(record))
+    begin = time.process_time()
+    with pytest.raises(PackageRefused, match="no sense in its images"):
+        examined(wrong, trust)
+    assert time.process_time() - begin < 0.5
 
 
 def test_tensors_must_be_those_of_the_manifest(
@@ -781,7 +862,16 @@ def test_tensors_must_be_those_of_the_manifest(
     endless = images.astype(np.float16)
     endless[1, 0, 3, 3] = np.inf
     halves = np.full((2, 2), 0.25, np.float16)
+    pixels = {"whitening.mean": np.zeros(256, np.float32)}
+    pixels["whitening.matrix"] = np.eye(256, dtype=np.float32)
+    white = {
+        name: {"dtype": "F32", "shape": list(each.shape), "low": 0.0, "high": 1.0}
+        for name, each in pixels.items()
+    }
+    bare = {"labels": {"dtype": "I64", "shape": [], "low": 0.0, "high": 1.0}}
     for found in (
+        packed(white, images=images, labels=labels, **pixels),  # no recipe names it
+        packed(bare, images=images, labels=np.array(1)),
         packed({}, images=images),
         packed({}, images=images, labels=labels, more=labels),
         packed({}, images=images[:1], labels=labels),
@@ -799,13 +889,10 @@ def test_tensors_must_be_those_of_the_manifest(
 def test_a_guarantee_whose_numbers_do_not_fit_is_refused(
     files: Files, key: Ed25519PrivateKey, trust: tuple[Signer, ...]
 ) -> None:
-    from medistill.privacy import bound_of, noise_of
-
-    noise = noise_of(1.0, 1e-5)
-    held = {"epsilon": 1.0, "delta": 1e-5, "unit": "patient", "noise": noise, "added": noise}
-    held |= {"bound": bound_of(4), "receipts": ["a"]}
-    record = json.loads(files["privacy.json"]) | {"guarantee": held, "networks": 4}
-    assert examined(resigned(files, key, privacy_json=canonical(record)), trust)
+    promised = with_guarantee(files, key)
+    assert examined(promised, trust)
+    record = json.loads(promised["privacy.json"])
+    held, noise = record["guarantee"], record["guarantee"]["noise"]
     for fields in (
         {"epsilon": 0.5},
         {"noise": noise / 2},
@@ -1069,25 +1156,47 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 
 def test_reading_runs_no_code_and_opens_nothing_else(
-    files: Files, trust: tuple[Signer, ...], watched: list[tuple[str, str]], tmp_path: Path
+    files: Files,
+    key: Ed25519PrivateKey,
+    trust: tuple[Signer, ...],
+    watched: list[tuple[str, str]],
+    tmp_path: Path,
 ) -> None:
     place = tmp_path / "a.medistill"
     written(place, files)
     examined(read_files(place), trust)  # imports that any reading needs are done
+    promised = with_guarantee(files, key)
+    hostile = [
+        *(files | {"manifest.json": b"{}"}, {}),
+        # Signed, so that what stands behind the signature sees them.
+        *(with_backbone(files, key, {"family": name}) for name in ("antigravity", "os.system")),
+        with_backbone(files, key, {"family": "convnet", "depth": 10**6}),
+    ]
     WATCHING[0] = True
     examined(read_files(place), trust)
-    for wrong in (files | {"manifest.json": b"{}"}, {}, with_secret_backbone(files)):
+    examined(promised, trust)
+    for wrong in hostile:
         with pytest.raises(PackageRefused):
             examined(wrong, trust)
     WATCHING[0] = False
     assert set(watched) == {("open", ascii(str(place)))}
 
 
-def with_secret_backbone(files: Files) -> Files:
-    """Return files whose recipe names a module."""
-    record = json.loads(files["manifest.json"])
-    record["recipe"]["backbone"] = {"family": "antigravity"}
-    return {**files, "manifest.json": canonical(record)}
+def with_backbone(files: Files, key: Ed25519PrivateKey, spec: dict[str, Any]) -> Files:
+    """Return files whose recipe names another network, signed by the sender."""
+    recipe = json.loads(files["manifest.json"])["recipe"] | {"backbone": spec}
+    return with_manifest(files, key, recipe=recipe)
+
+
+def with_guarantee(files: Files, key: Ed25519PrivateKey) -> Files:
+    """Return files of a private set, whose promise is computed anew when it is read."""
+    from medistill.privacy import bound_of, noise_of
+
+    noise = noise_of(1.0, 1e-5)
+    held = {"epsilon": 1.0, "delta": 1e-5, "unit": "patient", "noise": noise, "added": noise}
+    held |= {"bound": bound_of(4), "receipts": ["a"]}
+    record = json.loads(files["privacy.json"]) | {"guarantee": held, "networks": 4}
+    return resigned(files, key, privacy_json=canonical(record))
 
 
 # What a trusted sender may still try

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import DataError, RunRefused, UsageError
+from .places import state_folder
 from .privacy import Guarantee, Unit, composed
 from .records import Json, canonical, from_record, locked, read_json, to_record, write_atomic
 
@@ -34,8 +35,7 @@ def ledger_file() -> Path:
     named = os.environ.get("MEDISTILL_LEDGER")
     if named:
         return Path(named).expanduser()
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "medistill" / "ledger.json"
+    return state_folder() / "ledger.json"
 
 
 @dataclass(frozen=True)

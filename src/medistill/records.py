@@ -86,10 +86,15 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+UMASK = os.umask(0o077)  # can be read by setting another alone
+os.umask(UMASK)
+
+
+def write_atomic(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens.
 
-    Temporary file, fsync, rename, fsync of the folder.
+    Temporary file, fsync, rename, fsync of the folder. The user's umask says who may read it,
+    unless a `mode` is given.
     Raises: NoRoom when the disk is full or the folder cannot be written (free space, or
     choose another folder); the old file is left as it was.
     """
@@ -102,7 +107,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        os.chmod(temporary, 0o666 & ~UMASK if mode is None else mode)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -96,9 +96,9 @@ def train(
     record: Json = {"model": str(out), "packages": [one.name for one in given]}
     record |= _tested(networks, given, splits, how if sites else None)
     save(out, networks[0], first.recipe, first.card)
-    _hand_over(networks[0], first, onnx, bundle)
     record["recipe"] = dataclasses.asdict(first.recipe)
-    emit(record, _text(record, data), as_json)
+    emit(record, _text(record, data), as_json)  # before an export that may be refused
+    _hand_over(networks[0], first, onnx, bundle)
 
 
 def _check_places(out: Path, onnx: Path | None, bundle: Path | None) -> None:

@@ -109,7 +109,8 @@ def decrypt(
 
     refuse_existing(out)
     content = unseal(sealed, identity)
-    found = received(content, out, trust, unsigned=unsigned, threshold=threshold)
+    # Sealed for its recipient, it stays the recipient's alone.
+    found = received(content, out, trust, unsigned=unsigned, threshold=threshold, mode=0o600)
     _told(out, found, as_json)
 
 

@@ -36,6 +36,8 @@ READ = 256  # images that are opened at once
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_CLASSES, MOST_PARAMETERS = 10_000, 1 << 28
 MOST_CHANNELS, MOST_SIDE, MOST_WIDTH, MOST_DEPTH = 64, 4096, 8192, 16
+MOST_FACTOR = 8  # tiles along a side: a small file must not become a gigabyte
+LAYERS = ("depth", "hidden")  # of a backbone's numbers those that count layers
 Stored = Literal["U8", "F16"]
 Flag = Literal["real-pixels", "no-audit", "leaks", "small-class", "no-scores"]
 
@@ -111,15 +113,19 @@ def manifest_of(record: Json) -> Manifest:
         raise PackageRefused(f"found a manifest that cannot be used ({_short(error)})") from None
     card, recipe, channels = found.card, found.recipe, found.card.channels
     numbers = [n for n in recipe.backbone.values() if isinstance(n, int)]
-    pixels = channels * math.prod(card.shape)
-    tiles = recipe.factor ** len(card.shape)
+    shaped = (
+        0 < channels <= MOST_CHANNELS
+        and 1 < len(card.shape) < 4
+        and all(0 < side <= MOST_SIDE for side in card.shape)
+    )
+    # Products of what is bounded alone: those of long shapes take seconds.
+    cut = shaped and 1 <= recipe.factor <= min(MOST_FACTOR, *card.shape)
+    tiles, pixels = (recipe.factor ** len(card.shape), math.prod(card.shape)) if cut else (0, 0)
     sound = {
         "its name": NAME.fullmatch(found.name) is not None,
         "its counter": 0 < found.counter < 2**31,
         "its number of patients": 0 <= found.least_patients < 2**31,
-        "its images": 0 < channels <= MOST_CHANNELS
-        and 1 < len(card.shape) < 4
-        and all(0 < side <= MOST_SIDE for side in card.shape),
+        "its images": shaped,
         "its classes": 1 < len(card.classes) == len(set(card.classes)) <= MOST_CLASSES,
         "its scale": len(found.scale) == channels and min(found.scale, default=0) > 0,
         "its offset": len(found.offset) == channels,
@@ -131,13 +137,12 @@ def manifest_of(record: Json) -> Manifest:
         and 0 < recipe.lr <= 100
         and 0 <= recipe.momentum < 1
         and 0 <= recipe.weight_decay <= 1,
-        "its tiles": 1 <= recipe.factor <= min(card.shape, default=0)
-        and 0 < sum(found.per_class) * tiles * pixels <= MOST_SHOWN,
+        "its tiles": cut and 0 < sum(found.per_class) * tiles * channels * pixels <= MOST_SHOWN,
         "its labels": sum(found.per_class) * tiles * len(card.classes) <= MOST_LABELS,
         "its range of intensities": _in_range(found),
         "its declared score": found.declared is None or is_score(found.declared),
         "its backbone": all(0 < n <= MOST_WIDTH for n in numbers)
-        and recipe.backbone.get("depth", 1) in range(1, MOST_DEPTH + 1),
+        and all(recipe.backbone.get(n, 1) in range(1, MOST_DEPTH + 1) for n in LAYERS),
         "its tensors": {IMAGES, LABELS} <= set(found.tensors) <= {IMAGES, LABELS, *WHITENING},
         "its count of classes": len(found.per_class) == len(card.classes),
         "its texts": all(len(t) <= MOST_TEXT and "\n" not in t for t in texts_of(record)),
@@ -248,6 +253,8 @@ def _check_set(found: Mapping[str, Array], manifest: Manifest) -> None:
             raise PackageRefused("found soft labels that do not add up to 1; expected weights")
     if per_class(labels, classes) != manifest.per_class:
         raise PackageRefused("found other numbers of images per class than the manifest says")
+    if not manifest.recipe.whitening and set(WHITENING) & set(found):
+        raise PackageRefused("found a whitening that the recipe does not name; expected none")
     if manifest.recipe.whitening:
         pixels = math.prod((card.channels, *card.shape))
         mean, matrix = (found.get(name) for name in WHITENING)

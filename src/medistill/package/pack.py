@@ -99,6 +99,11 @@ def pack(
     run = _read(folder / "run.json", ("method", "data")) or {}
     evaluation = _read(folder / "evaluation.json", (*OF_EVALUATION, "data"))
     audit = _read(folder / "audit.json", ("data", "verdict", "copies", "subgroups", "attributes"))
+    if evaluation is not None and len(set(evaluation["students"])) > 1:
+        raise UsageError(
+            f"found scores of several backbones ({', '.join(evaluation['students'])}) in {folder}; "
+            "expected one, whose recipe a package carries: evaluate again with one --backbone"
+        )
     made, recipe, _ = declared(folder)
     if audit is not None:
         check_own(record_of(folder / "audit.json", AUDIT), made, folder / "audit.json")

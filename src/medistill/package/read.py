@@ -1,5 +1,7 @@
 """Read a package: every check first, on the very bytes that are used after; nothing is executed."""
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import MedistillError, PackageRefused, RunRefused, UsageError
 from ..pixels import Whitening
+from ..places import state_folder
 from ..privacy import Guarantee, check_promise
 from ..records import Json, from_record, locked, read_json, write_atomic, write_json
 from ..sets import Origin, SyntheticSet
@@ -146,6 +149,7 @@ def received(
     *,
     unsigned: bool = False,
     threshold: int = 1,
+    mode: int | None = None,
 ) -> Package:
     """Write an archive that came from elsewhere, once it passed all checks that `read` makes.
 
@@ -153,7 +157,7 @@ def received(
     """
     files = laid_out(slices(content), len(content))
     found = _known(files, trust, unsigned, threshold, None)
-    write_atomic(out, content)
+    write_atomic(out, content, mode=mode)
     return found
 
 
@@ -171,8 +175,7 @@ def _known(
     known = load_trust(trust) if trust else ()
     found = examined(files, known, unsigned=unsigned, threshold=threshold, today=today)
     if trust is not None:
-        for signer in found.signers:
-            _check_counter(trust, signer, found.manifest, found.content)
+        _check_counters(trust, found)
     return found
 
 
@@ -296,37 +299,53 @@ def _are_scores(evaluation: Json) -> bool:
     )
 
 
-def _check_counter(trust: Path, signer: Signer, manifest: Manifest, content: str) -> None:
+def _check_counters(trust: Path, found: Package) -> None:
     """Refuse an older version than one that was seen here, or another with the same counter.
 
+    A signature can be cut off, so that the counter of its key would not be asked: all keys count
+    that were ever seen on this content.
     Raises: RunRefused when what was seen cannot be written down.
     """
     path = seen_path(trust)
-    key = f"{signer.keyid} {manifest.name}"
     try:
         with locked(path):
-            fresh: Json = {"format": SEEN, "seen": {}}
-            held: Json = read_json(path) if path.is_file() else fresh
-            last = held["seen"].get(key, {"counter": 0, "content": ""})
-            counter = manifest.counter
-            if counter < last["counter"]:
-                raise PackageRefused(
-                    f"found version {counter} of {manifest.name}; expected {last['counter']} or "
-                    "later, which was seen here: an old one is offered again"
-                )
-            if counter == last["counter"] and content != last["content"]:
-                raise PackageRefused(
-                    f"found another package that calls itself version {counter} of "
-                    f"{manifest.name}; expected the one seen here, or a higher number: ask the "
-                    "sender"
-                )
-            if counter > last["counter"]:
-                held["seen"][key] = {"counter": counter, "content": content}
+            held: Json = {"format": SEEN, "seen": {}}
+            held = read_json(path) if path.is_file() else held
+            marks = held.setdefault("marks", {})
+            keys = sorted({*marks.get(found.content, ()), *(one.keyid for one in found.signers)})
+            fresh = [_is_fresh(held["seen"], f"{key} {found.manifest.name}", found) for key in keys]
+            if any(fresh) or marks.get(found.content) != keys:
+                marks[found.content] = keys
                 write_json(path, held)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise RunRefused(f"{path} is damaged; expected what was seen here: put it right") from None
 
 
+def _is_fresh(seen: Json, key: str, found: Package) -> bool:
+    """Note a key's version if it is the highest, and say so."""
+    name, counter = found.manifest.name, found.manifest.counter
+    last = seen.get(key, {"counter": 0, "content": ""})
+    if counter < last["counter"]:
+        raise PackageRefused(
+            f"found version {counter} of {name}; expected {last['counter']} or "
+            "later, which was seen here: an old one is offered again"
+        )
+    if counter == last["counter"] and found.content != last["content"]:
+        raise PackageRefused(
+            f"found another package that calls itself version {counter} of "
+            f"{name}; expected the one seen here, or a higher number: ask the sender"
+        )
+    seen[key] = {"counter": counter, "content": found.content}
+    return bool(counter > last["counter"])
+
+
 def seen_path(trust: Path) -> Path:
-    """Return the file that holds the highest versions seen, beside the keys: one for a folder."""
-    return (trust if trust.is_dir() else trust.parent) / "seen.json"
+    """Return the file that holds the highest versions seen, beside the keys: one for a folder.
+
+    Where that folder is not this user's to write, it lies among the user's own files.
+    """
+    folder = trust if trust.is_dir() else trust.parent
+    if os.access(folder, os.W_OK):
+        return folder / "seen.json"
+    mine = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return state_folder() / f"seen-{mine}.json"

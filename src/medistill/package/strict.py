@@ -144,6 +144,7 @@ def _held(key: str, value: Any, name: str) -> Held:
     if (
         not isinstance(kind, str)
         or kind not in WIDTHS
+        or not shape
         or 0 in shape
         or math.prod(shape) > MOST_NUMBERS
     ):

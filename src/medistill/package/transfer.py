@@ -112,26 +112,27 @@ def _local(target: str) -> Path:
     return Path(target.removeprefix("file://"))
 
 
-def _client(name: str, insecure: bool) -> tuple[Any, str]:
+def _client(name: str, insecure: bool, most: float = TALK_S) -> tuple[Any, str]:
     host = name.partition("/")[0]
     if "/" not in name or not host:
         raise UsageError(f"found oci:{name}; expected oci:HOST/NAME:TAG")
     _knock(host, insecure)
     client = extra("oras.client", "share").OrasClient(hostname=host, insecure=insecure)
-    client.session.request = partial(_request, client.session.request, time.monotonic())
+    end = time.monotonic() + most
+    client.session.request = partial(_request, client.session.request, end, most)
     # Without this it would ask again for two minutes whatever the answer.
     once = getattr(type(client).do_request, "__wrapped__", type(client).do_request)
     client.do_request = partial(once, client)
     return client, name
 
 
-def _request(ask: Callable[..., Any], began: float, *args: Any, **kwargs: Any) -> Any:
+def _request(ask: Callable[..., Any], end: float, most: float, *args: Any, **kwargs: Any) -> Any:
     """Ask a registry within bounds of time: the client sets none.
 
     Raises: TimeoutError.
     """
-    if time.monotonic() - began > TALK_S:
-        raise TimeoutError(f"no whole answer in {TALK_S:.0f} s")
+    if time.monotonic() > end:
+        raise TimeoutError(f"no whole answer in {most:.0f} s")
     return ask(*args, **{**kwargs, "timeout": (KNOCK_S, ANSWER_S)})
 
 
@@ -154,7 +155,7 @@ def _knock(host: str, insecure: bool) -> None:
 
 
 def _push_oci(content: bytes, name: str, insecure: bool) -> None:
-    client, target = _client(name, insecure)
+    client, target = _client(name, insecure, SENT_S)  # questions follow the package on its way
     extracted(content)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / TITLE
