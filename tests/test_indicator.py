@@ -22,12 +22,14 @@ from medistill.indicator import (
     SEED,
     Example,
     Indicator,
+    afar,
     conformal,
     curve_at,
     from_json,
     inputs_of,
     left_out,
     load_indicator,
+    reached_by,
     to_json,
 )
 from medistill.judge import (
@@ -343,8 +345,34 @@ def line(mean: float, low: float, ipc: int = 1, value: float = 7.0) -> Line:
 def test_the_recommendation_follows_the_numbers(
     lines: Sequence[Line], random: float, told: str
 ) -> None:
-    said = recommendation(lines, {1: Score(random, None, None, 9)}, Score(0.9, 0.8, 1.0, 9))
+    best = max(lines, key=lambda one: one.accuracy.mean)
+    promised = {1: (best.method, best.accuracy)}
+    base, full = {1: Score(random, None, None, 9)}, Score(0.9, 0.8, 1.0, 9)
+    said = recommendation(lines, promised, base, full)
     assert told in said
+
+
+def test_the_best_by_prediction_has_an_interval_of_its_own() -> None:
+    """Two methods of pure noise: the one predicted higher is so by chance, and errs by more."""
+    draw, noisy = np.random.default_rng(2), []
+    for one in examples(24):
+        scores = {f"m{n}": 0.6 + 0.1 * draw.normal() for n in range(6)}
+        reached = {m: {1: {"accuracy": score, "auc": score}} for m, score in scores.items()}
+        noisy.append(one._replace(reached=reached))
+    known = Indicator(tuple(noisy), SEED, {}, "toy")
+    name, found = known.best(measured(0.5), 1, known.methods())
+    own = {m: known.predict(measured(0.5), m, 1, "accuracy") for m in known.methods()}
+    assert name == max(own, key=lambda m: own[m].mean)
+    assert found.mean == own[name].mean
+    told = np.array([afar(noisy, SEED, m, 1, "accuracy") for m in own])
+    reached_ = np.array([reached_by(noisy, m, 1, "accuracy") for m in own])
+    errors = [abs(told[m, n] - reached_[m, n]) for n, m in enumerate(told.argmax(0))]
+    half = sorted(errors)[19]  # ceil(0.8 x 25) = 20th of 24
+    own_half = own[name].mean - (own[name].low or 0.0)
+    assert found.mean - (found.low or 0.0) == pytest.approx(max(half, own_half))
+    assert known.best(measured(0.5), 1, ["m3"]) == ("m3", own["m3"])
+    with pytest.raises(UsageError, match="magic"):
+        known.best(measured(0.5), 1, ["magic"])
 
 
 @pytest.mark.slow

@@ -32,9 +32,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted of a dataset, what was measured, and what to do, in words."""
+    """What is predicted of a dataset, what was measured, and what to do, in words.
+
+    `best` is which method promises most at a budget, with the interval of `Indicator.best`.
+    """
 
     lines: tuple[Line, ...]
+    best: dict[int, tuple[str, Score]]
     random: dict[int, dict[str, Score]]
     full: dict[str, Score]
     recommendation: str
@@ -51,6 +55,10 @@ class Prediction:
                 dataclasses.asdict(line) | {"worth": line.worth if line.worth < math.inf else None}
                 for line in self.lines
             ],
+            "best": {
+                str(ipc): {"method": method, "accuracy": dataclasses.asdict(found)}
+                for ipc, (method, found) in self.best.items()
+            },
             "random": {
                 str(ipc): {name: dataclasses.asdict(found) for name, found in scores.items()}
                 for ipc, scores in self.random.items()
@@ -107,7 +115,8 @@ def predict(
             value = worth(scores["accuracy"].mean, *curve)
             lines.append(Line(method, each, scores["accuracy"], scores["auc"], gap, value))
     accuracy = {each: scores["accuracy"] for each, scores in random.items()}
-    told = recommendation(lines, accuracy, full["accuracy"])
+    best = {each: known.best(measured, each, methods or known.methods()) for each in ipc}
+    told = recommendation(lines, best, accuracy, full["accuracy"])
     if too_many:
         told += f" {too_many}"
     if strange := sorted({name for each in ipc for name in known.strange(measured, each)}):
@@ -115,7 +124,7 @@ def predict(
             f" No dataset of the study is like this one (by {', '.join(strange)}): trust it less."
         )
     spent = time.monotonic() - begin
-    return Prediction(tuple(lines), random, full, told, measured, known.about, spent)
+    return Prediction(tuple(lines), best, random, full, told, measured, known.about, spent)
 
 
 def _that_fit(train: RealSet, ipc: Sequence[int]) -> tuple[list[int], str]:
@@ -148,17 +157,25 @@ def _curve(known: Indicator, measured: Json) -> tuple[list[int], list[float]]:
     return sizes, means
 
 
-def recommendation(lines: Sequence[Line], random: dict[int, Score], full: Score) -> str:
+def recommendation(
+    lines: Sequence[Line],
+    best: dict[int, tuple[str, Score]],
+    random: dict[int, Score],
+    full: Score,
+) -> str:
     """Say in words what the predictions mean, budget by budget."""
     told = []
-    for ipc in dict.fromkeys(line.ipc for line in lines):
-        mine = [line for line in lines if line.ipc == ipc]
-        best = max(mine, key=lambda line: line.accuracy.mean)
-        base, value = random[ipc].mean, best.accuracy.mean
+    for ipc, (method, accuracy) in best.items():
+        line = next(one for one in lines if (one.method, one.ipc) == (method, ipc))
+        base, value = random[ipc].mean, accuracy.mean
+        low, high = (
+            end if known is None else known
+            for end, known in ((0.0, accuracy.low), (1.0, accuracy.high))
+        )
         said = (
-            f"At {ipc} per class {best.method} promises most: {100 * value:.0f}% "
-            f"(80% interval {100 * (best.accuracy.low or 0):.0f} to "
-            f"{100 * (best.accuracy.high or 1):.0f}), where random images give {100 * base:.0f}% "
+            f"At {ipc} per class {method} promises most: {100 * value:.0f}% "
+            f"(80% interval {100 * low:.0f} to "
+            f"{100 * high:.0f}), where random images give {100 * base:.0f}% "
             f"and all images about {100 * full.mean:.0f}%."
         )
         if (1 if full.high is None else full.high) - base < CLEAR:
@@ -170,11 +187,11 @@ def recommendation(lines: Sequence[Line], random: dict[int, Score], full: Score)
             )
         elif value <= base:
             said += " No method is expected to beat random images: raise the budget."
-        elif best.accuracy.low is not None and best.accuracy.low <= base:
+        elif low <= base:
             said += " The gain is likely but not sure: distill and evaluate before you rely on it."
         else:
-            count = f"about {best.worth:.0f}"
-            if math.isinf(best.worth):
+            count = f"about {line.worth:.0f}"
+            if math.isinf(line.worth):
                 count = "more than the study has"
             said += f" It pays: the set would be worth {count} random images per class."
         told.append(said)
