@@ -3,7 +3,8 @@
     python benchmarks/fuzz.py [--count 1000000] [--minutes 5] [--workers 2]
 
 Mutations know the structure: bytes of the archive; bytes of one file, packed again with true sums;
-values, keys and nesting of each JSON; fields of the header of tensors; fields of the envelope. They
+values, keys and nesting of each JSON; fields of the header of tensors; shapes that header and
+manifest agree on, of numbers that are there; fields of the envelope. They
 start from a small private package and from the golden ones of the tests, which have scores, audits,
 volumes, color, soft and several labels, whitening. Most skip the signature, as if the sender were
 hostile, so that the readers behind it are reached; what they let through is shown, drawn, exported
@@ -11,12 +12,14 @@ and made ready for training. Each run goes on with seeds that no run had, and ad
 crash is any exception but one of ours, a hang more than a second of the processor's time (or a
 minute of the clock's), and an audit hook notes files
 that are opened, written or moved and code that is compiled or run. Counts, and what was found, go
-to results/fuzz.json; a crash is kept with its seed, and tried again by the next run: what does not
-crash any more is counted as mended.
+to results/fuzz.json, the counts also by the reader that they are of (a digest of its code); a crash
+or a hang is kept with its seed, and tried again by the next run: what does not crash any more is
+counted as mended.
 """
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import multiprocessing
@@ -35,6 +38,7 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
+import medistill.package
 from medistill import __version__
 from medistill.cli import app
 from medistill.cli.package import _text as shown
@@ -46,6 +50,7 @@ from medistill.package.export import _card, _medmnist, whole
 from medistill.package.keys import Signer
 from medistill.package.manifest import Flag
 from medistill.package.read import examined
+from medistill.package.strict import WIDTHS
 from medistill.records import to_record
 from medistill.report.parcel import Parcel, render_package
 
@@ -65,7 +70,7 @@ WATCHED = (
     "subprocess.Popen",
     "pickle.find_class",
 )
-KINDS = ("archive", "file", "json", "json", "json", "tensors", "tensors", "envelope")
+KINDS = ("archive", "file", "json", "json", "json", "tensors", "tensors", "both", "envelope")
 ALLOWED: list[Flag] = ["no-audit", "no-scores", "small-class"]
 Files = dict[str, bytes]
 Part = dict[str, Any]
@@ -182,6 +187,36 @@ def other_tensors(content: bytes, draw: random.Random) -> bytes:
     return size.to_bytes(8, "little") + header + data
 
 
+def other_shapes(files: Files, draw: random.Random) -> Files:
+    """Return files in which one tensor has another shape, or comes on top, as the manifest says."""
+    length = int.from_bytes(files["data.safetensors"][:8], "little")
+    header = json.loads(files["data.safetensors"][8 : 8 + length])
+    record = json.loads(files["manifest.json"])
+    data = files["data.safetensors"][8 + length :]
+    name = draw.choice([*header, "whitening.mean", "whitening.matrix", "more"])
+    kind = draw.choice(list(WIDTHS))
+    shape = [draw.choice((1, 1, 2, 3, 5, 16)) for _ in range(draw.randrange(6))]
+    if name in header and draw.random() < 0.7:
+        kind, shape = header[name]["dtype"], list(header[name]["shape"])
+        for _ in range(draw.randint(1, 2)):
+            at = draw.randrange(len(shape) + 1)
+            shape[at : at + draw.randrange(2)] = [draw.choice((1, 1, 2, 3))] * draw.randrange(2)
+    kept = {key: data[slice(*one["data_offsets"])] for key, one in header.items()}
+    size = WIDTHS[kind] * math.prod(shape)
+    part = kept.get(name, b"\0")
+    kept[name] = (part * (1 + size // len(part)))[:size]
+    other, at = {}, 0
+    for key, part in kept.items():
+        given = {"dtype": kind, "shape": shape} if key == name else header[key]
+        other[key] = {**given, "data_offsets": [at, at + len(part)]}
+        at += len(part)
+    told = record["tensors"].get(name, {"low": -1e4, "high": 1e4})
+    record["tensors"][name] = {**told, "dtype": kind, "shape": shape}
+    head = json.dumps(other).encode()
+    found = len(head).to_bytes(8, "little") + head + b"".join(kept.values())
+    return {**files, "data.safetensors": found, "manifest.json": json.dumps(record).encode()}
+
+
 def mutated(files: Files, draw: random.Random, kinds: tuple[str, ...]) -> tuple[str, Files | bytes]:
     """Return the kind of a mutation, and a package that it changed."""
     kind = draw.choice(kinds)
@@ -197,6 +232,8 @@ def mutated(files: Files, draw: random.Random, kinds: tuple[str, ...]) -> tuple[
     if kind == "json":
         name = draw.choice(("manifest.json", "manifest.json", "privacy.json", "evaluation.json"))
         other[name] = as_text(other_record(json.loads(files[name]), draw), draw)
+    elif kind == "both":
+        return kind, other_shapes(files, draw)
     elif kind == "tensors":
         other["data.safetensors"] = other_tensors(files["data.safetensors"], draw)
     else:
@@ -295,7 +332,11 @@ def worker(job: Job) -> dict[str, Any]:
             crashes.append({"seed": at, "kind": kind, "trace": traceback.format_exc()[-800:]})
         signal.setitimer(signal.ITIMER_REAL, 0)
         watching[0] = False
-        slowest = max(slowest, time.process_time() - begin)
+        spent = time.process_time() - begin
+        slowest = max(slowest, spent)
+        if spent > HANG_S and came != "crashed":
+            came = "crashed"
+            crashes.append({"seed": at, "kind": kind, "trace": f"TimeoutError: {spent:.1f} s"})
         done[f"{kind} {came}"] += 1
     return {"done": done, "crashes": crashes[:20], "slowest": slowest, "events": events}
 
@@ -309,9 +350,17 @@ def again(before: dict[str, Any], job: Job) -> dict[str, Any]:
         if not tried_now["crashes"]:
             last = one["trace"].strip().splitlines()[-1]
             found["mended"].append({"seed": one["seed"], "kind": one["kind"], "was": last})
-    if before["hangs"] and not found["crashes"]:
+    if before["hangs"] and not found["crashes"]:  # each hang was tried again
         found["slowest"] = 0.0
     return found
+
+
+def reader() -> str:
+    """Return a digest of the code that reads packages."""
+    room = Path(medistill.package.__file__).parent
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(room.glob("*.py")))).hexdigest()[
+        :12
+    ]
 
 
 def main() -> None:
@@ -347,8 +396,12 @@ def kept(before: Part, parts: list[Part], after: int, spent: float) -> Part:
     """Write what all parts come to, and return it."""
     done = sum((Counter(part["done"]) for part in parts), Counter[str]())
     slowest = max(part["slowest"] for part in parts)
+    total = sum(done.values())
+    by = dict(before.get("readers", {}))
+    by[reader()] = by.get(reader(), 0) + total - before.get("mutations", 0)
     found: Part = {
-        "mutations": sum(done.values()),
+        "mutations": total,
+        "readers": by,
         "next": after,
         "done": dict(sorted(done.items())),
         "crashes": [one for part in parts for one in part["crashes"]],
