@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -178,6 +179,41 @@ def test_state_digest_sees_names_types_shapes_and_values() -> None:
     assert len(digests) == len(others) + 1
     turned = {"b": base["b"], "a": base["a"].t().contiguous().t()}
     assert records.state_digest(turned) == records.state_digest(base)
+
+
+def test_the_umask_says_who_may_read_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        monkeypatch.setattr(records, "UMASK", umask)
+        records.write_atomic(tmp_path / "a", b"x")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+    records.write_atomic(tmp_path / "a", b"x", mode=0o640)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_lock_of_another_user_is_held_by_reading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seen.lock").touch()
+
+    def anothers(path: Path, mode: str = "r", **how: Any) -> Any:
+        if mode != "r":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open(path, mode, **how)
+
+    monkeypatch.setattr(records, "open", anothers, raising=False)
+    with (
+        records.locked(tmp_path / "seen.json"),
+        open(tmp_path / "seen.lock") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (
+        pytest.raises(RunRefused, match="could not write beside"),
+        records.locked(tmp_path / "none.json"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -202,7 +202,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.with_suffix(".lock"), "w", encoding="utf-8")  # noqa: SIM115
+        file = _lock_file(path.with_suffix(".lock"))
     except OSError as error:
         raise NoRoom(
             f"could not write beside {path}: {error.strerror}; expected a folder that can be "
@@ -211,6 +211,13 @@ def locked(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _lock_file(path: Path) -> IO[str]:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except PermissionError:  # another user's, in a folder of both: to hold it, reading is enough
+        return open(path, encoding="utf-8")
 
 
 def kept(path: Path | None, make: Callable[[], Json]) -> Json:
