@@ -334,7 +334,7 @@ def left_out(
 ) -> Array:
     """Return the prediction of each dataset by a model that saw none that shares a family with it.
 
-    Without families each dataset is one of its own. nan where fewer than three others are left.
+    Without families each dataset is one of its own. nan where fewer than five others are left.
     Scores are clipped to [0, 1]; other targets are not.
     """
     mine = [frozenset(one) for one in families] or [frozenset([str(i)]) for i in range(len(target))]
