@@ -67,7 +67,7 @@ def _short(found: Opened) -> list[str]:
         f"{len(asked):,} cells have numbers (Limits says which have none)."
     )
     answers = [*by_variation(found), *(claim(found.indicator) if found.indicator else ())]
-    points = [first, *told[1:], *_unlike(found), *_short_runs(found), *answers, *warned]
+    points = [first, *told[1:], *unlike(found), *short_runs(found), *answers, *warned]
     return ["## In short", "\n".join(f"- {text}" for text in points)]
 
 
@@ -88,7 +88,7 @@ def _protocol(found: Opened) -> list[str]:
         "nothing. Intervals: 95%, Student's t over syntheses (random images: over draws); of the "
         "gap closed: three standard errors."
     )
-    text = " ".join([text, *_unlike(found)])
+    text = " ".join([text, *unlike(found)])
     rows = []
     for data in study.sources:
         group = found.book.group(data.title, "full", 0, found.backbone)
@@ -102,7 +102,7 @@ def _protocol(found: Opened) -> list[str]:
     return ["## Protocol", text, markdown(head, rows)]
 
 
-def _unlike(found: Opened) -> list[str]:
+def unlike(found: Opened) -> list[str]:
     """Say whose stored images are more than images, so that numbers alike are no sets alike."""
     made = {way.title: make(way.method, way.settings) for way in found.study.methods}
     factors = {title: getattr(each, "factor", 1) for title, each in made.items()}
@@ -319,7 +319,7 @@ def _limits(found: Opened) -> list[str]:
         }
         - {(key[0], key[2]) for key in found.book.groups if key[1] not in BASELINES}
     )
-    points = [*_short_runs(found)]
+    points = [*short_runs(found)]
     if study.protocol.tuning == "random":
         points.append(
             "Learning rate and stop serve all methods of a source and budget as random images "
@@ -354,7 +354,7 @@ def _limits(found: Opened) -> list[str]:
     return ["## Limits", limits, "## Settings", settings, "## Sources", sources]
 
 
-def _short_runs(found: Opened) -> list[str]:
+def short_runs(found: Opened) -> list[str]:
     """Say which part of their papers' steps the methods made, where that is not all."""
     papers = {way.title: make(way.method, way.settings).paper for way in found.study.methods}
     parts: dict[str, list[float]] = {}

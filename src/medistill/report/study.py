@@ -12,6 +12,7 @@ from ..metrics import Score
 from ..records import Json, to_record, write_atomic
 from ..tabulate import Book
 from .page import filled, library, part
+from .paper import short_runs, unlike
 from .paper_answers import claim
 from .paper_variation import by_variation
 from .study_figures import (
@@ -61,7 +62,7 @@ def render_study(found: Opened) -> str:
     """
     study, book, methods, backbone = found.study, found.book, found.methods, found.backbone
     told, warned = findings(book, backbone, found.states)
-    told += by_variation(found)
+    told += [*unlike(found), *short_runs(found), *by_variation(found)]
     if found.indicator is not None:
         told += claim(found.indicator)
     figures = figures_of(found)
