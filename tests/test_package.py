@@ -647,6 +647,19 @@ def test_what_was_seen_is_kept_though_the_keys_are_anothers(
         read(tmp_path / "1.medistill", public)
 
 
+def test_findings_are_told_to_five_places_and_the_promise_to_the_last(
+    site: Path, key: Ed25519PrivateKey
+) -> None:
+    files = pack(site / "run", Terms("small"), [key])
+    told, audit = json.loads(files["privacy.json"])["audit"], read_json(site / "run" / "audit.json")
+    mine, full = told["membership"]["lira"]["natural"], audit["membership"]["lira"]["natural"]
+    assert mine["auc"] == round(full["auc"], 5)
+    assert (
+        json.loads(files["evaluation.json"])["synthetic"]["accuracy"]["mean"]
+        == (read_json(site / "run" / "evaluation.json")["synthetic"]["accuracy"]["mean"])
+    )
+
+
 def test_scores_of_several_backbones_are_packed_by_none(
     site: Path, key: Ed25519PrivateKey, tmp_path: Path
 ) -> None:

@@ -252,13 +252,22 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None) -> Json:
         told["subgroups"] = [_without(one, "images") for one in audit["subgroups"]]
         if "reconstruction" in told:
             told["reconstruction"] = _without(told["reconstruction"], "chance")
-        record["audit"] = told
+        record["audit"] = _rounded(told)
     found: Json = _finite(record)
     return found
 
 
 def _without(record: Json, *names: str) -> Json:
     return {key: value for key, value in record.items() if key not in names}
+
+
+def _rounded(value: Any) -> Any:
+    """Return what attacks found to five places: more of its digits are chance, and take room."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _finite(value: Any) -> Any:
