@@ -215,30 +215,20 @@ class Indicator:
     def best(self, measured: Json, ipc: int, methods: Sequence[str]) -> tuple[str, Score]:
         """Return which of some methods promises the highest accuracy, and what it promises.
 
-        Who is best by prediction is so by its error too: on examples whose families were left out
-        the method that was predicted best fell short by 1 to 3 points on average. So the interval
-        is the conformal one of the errors of whoever was predicted best there, and no narrower than
-        the method's own.
+        Who is best by prediction is so by its error too (on examples whose families were left out
+        it fell short by 1 to 3 points on average). So the interval is the conformal one of the
+        errors of whoever was predicted best there, and no narrower than the method's own.
         Raises: UsageError when the examples know none of the methods at that budget.
         """
         asked = [method for method in methods if self.knows(method, ipc)] or list(methods)
-        told = {method: self.predict(measured, method, ipc, "accuracy") for method in asked}
-        name = max(told, key=lambda method: told[method].mean)
+        means = [self.predict(measured, method, ipc, "accuracy").mean for method in asked]
+        name, mean = max(zip(asked, means, strict=True), key=lambda pair: pair[1])
         known = [one for one in self.examples if all(ipc in one.reached.get(m, {}) for m in asked)]
-        if len(known) < LEAST:
-            return name, told[name]
-        afar_told = np.array([self._told(known, method, ipc, "accuracy") for method in asked])
-        reached = np.array([reached_by(known, method, ipc, "accuracy") for method in asked])
-        there = np.isfinite(afar_told).all(0)
-        if not there.any():
-            return name, told[name]
-        afar_told, reached = afar_told[:, there], reached[:, there]
-        first = afar_told.argmax(0), np.arange(there.sum())
-        half, own = conformal(np.abs(afar_told[first] - reached[first])), told[name]
-        low, high = max(0.0, own.mean - half), min(1.0, own.mean + half)
-        low = low if own.low is None else min(low, own.low)
-        high = high if own.high is None else max(high, own.high)
-        return name, Score(own.mean, low, high, own.n)
+        told = np.array([self._told(known, method, ipc, "accuracy") for method in asked])
+        errors = np.abs(told - [reached_by(known, method, ipc, "accuracy") for method in asked])
+        first = errors[told.argmax(0), np.arange(len(known))]
+        half = max(conformal(first), conformal(errors[asked.index(name)]))
+        return name, Score(mean, max(0.0, mean - half), min(1.0, mean + half), len(known))
 
     def gap(self, measured: Json, method: str, ipc: int, least: float) -> Score | None:
         """Return the predicted share of the gap from random images to all of them that is closed.
@@ -407,7 +397,6 @@ def load_indicator(path: Path | None = None) -> Indicator:
     shipped = files(__package__).joinpath(SHIPPED)
     if not shipped.is_file():
         raise DataError(
-            "found no shipped indicator; expected --indicator FILE: make one with `medistill "
-            "study fit-indicator STUDY`"
+            "found no shipped indicator; expected --indicator FILE (study fit-indicator)"
         )
     return from_json(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED)
