@@ -396,7 +396,5 @@ def load_indicator(path: Path | None = None) -> Indicator:
         return from_json(read_json(path), str(path))
     shipped = files(__package__).joinpath(SHIPPED)
     if not shipped.is_file():
-        raise DataError(
-            "found no shipped indicator; expected --indicator FILE (study fit-indicator)"
-        )
+        raise DataError("found no shipped indicator; expected --indicator FILE of fit-indicator")
     return from_json(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED)
