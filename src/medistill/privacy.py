@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 from torch import Tensor
 
 from .errors import DataError, RunRefused, UsageError, extra
@@ -90,6 +88,8 @@ def delta_of(mu: float, epsilon: float) -> float:
         >>> round(delta_of(1.0, 1.0), 6)
         0.126937
     """
+    from scipy.special import log_ndtr
+
     first = float(log_ndtr(mu / 2 - epsilon / mu))
     second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
     return math.exp(first) * -math.expm1(min(0.0, second - first))
@@ -102,6 +102,8 @@ def epsilon_of(mu: float, delta: float) -> float:
         >>> round(epsilon_of(1 / 3.7306, 1e-5), 3)
         1.0
     """
+    from scipy.optimize import brentq
+
     _check_delta(delta)
     if delta_of(mu, 0.0) <= delta:
         return 0.0
@@ -123,6 +125,8 @@ def noise_of(epsilon: float, delta: float) -> float:
         >>> round(noise_of(1.0, 1e-5), 3), round(noise_of(10.0, 1e-5), 4)
         (3.731, 0.4999)
     """
+    from scipy.optimize import brentq
+
     if not 0 < epsilon < math.inf:
         raise UsageError(f"found epsilon {epsilon:g}; expected a number above 0, as 1")
     _check_delta(delta)

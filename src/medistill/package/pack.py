@@ -252,7 +252,8 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None) -> Json:
         told["subgroups"] = [_without(one, "images") for one in audit["subgroups"]]
         if "reconstruction" in told:
             told["reconstruction"] = _without(told["reconstruction"], "chance")
-        record["audit"] = _rounded(told)
+        # More of their digits are chance, and take room.
+        record["audit"] = _finite(told, places=5)
     found: Json = _finite(record)
     return found
 
@@ -261,22 +262,14 @@ def _without(record: Json, *names: str) -> Json:
     return {key: value for key, value in record.items() if key not in names}
 
 
-def _rounded(value: Any) -> Any:
-    """Return what attacks found to five places: more of its digits are chance, and take room."""
+def _finite(value: Any, places: int | None = None) -> Any:
+    """Return a record whose numbers are finite, as JSON has them, else null; rounded if asked."""
     if isinstance(value, float):
-        return round(value, 5)
+        found = value if places is None else round(value, places)
+        return found if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _finite(value: Any) -> Any:
-    """Return a record with numbers that are not finite as null, as JSON has them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(one, places) for key, one in value.items()}
+    return [_finite(one, places) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _report(folder: Path, terms: Terms, audit: Json | None, least: int) -> str:

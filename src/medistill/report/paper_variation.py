@@ -114,22 +114,26 @@ def _by_fisher(found: Opened) -> list[str]:
         sure = {method: one for method, one in known.items() if one.p < CLEAR}
         more = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank > 0]
         less = [f"{method} ({one.rank:+.2f})" for method, one in sure.items() if one.rank < 0]
-        ways = (
-            (more, "where classes lie further apart for their spread"),
-            (less, "where they lie closer"),
+        said = _closing(
+            (more, "more of the gap where classes lie further apart for their spread"),
+            (less, "more of the gap where they lie closer"),
         )
-        parts = [
-            f"{listed(names)} close{'s' if len(names) == 1 else ''} more of the gap {where}"
-            for names, where in ways
-            if names
-        ]
         told.append(
             f"At {ipc} per class "
-            + (" and ".join(parts) if parts else "no link of a gap with variation is shown")
+            + (said or "no link of a gap with variation is shown")
             + f" (rank correlation with the Fisher ratio over {_counts(known)} sources, p < "
             f"{CLEAR} as if they were independent; {len(known)} methods were asked)."
         )
     return told
+
+
+def _closing(*ways: tuple[Sequence[str], str]) -> str:
+    """Say which methods close how much of the gap; nothing where no way has one."""
+    return " and ".join(
+        f"{listed(names)} close{'s' if len(names) == 1 else ''} {what}"
+        for names, what in ways
+        if names
+    )
 
 
 def _counts(known: dict[str, Tied]) -> str:
@@ -140,17 +144,18 @@ def _counts(known: dict[str, Tied]) -> str:
 def _of_design(found: Opened) -> list[str]:
     """Say on how many sources of the design a method has something to add to random images."""
     designed = [one.title for one in found.study.sources if one.variation is not None]
+    budgets = found.book.names("ipc")
+    if not designed or not budgets:
+        return []
     left = [
         sum(found.book.gap(title, ipc, found.backbone) >= LEAST_GAP for title in designed)
-        for ipc in found.book.names("ipc")
+        for ipc in budgets
     ]
-    if not designed or not found.book.names("ipc"):
-        return []
     return [
         f"Of {len(designed)} sources whose variation alone moves, random images are "
         f"{100 * LEAST_GAP:.0f} points or more below all data on "
         f"{listed([str(count) for count in left])} (at "
-        f"{listed([str(ipc) for ipc in found.book.names('ipc')])} per class): the more classes "
+        f"{listed([str(ipc) for ipc in budgets])} per class): the more classes "
         "differ, the fewer random images do the same as all."
     ]
 
@@ -173,17 +178,11 @@ def _pooled(found: Opened) -> list[str]:
             if min(len(alone), len(pooled)) > 1:
                 sizes = len(alone), len(pooled)
                 (more if np.median(pooled) > np.median(alone) else less).append(method)
-        if not more and not less:
-            continue
-        parts = [
-            f"{listed(names)} close{'s' if len(names) == 1 else ''} {word} of the gap"
-            for names, word in ((more, "more"), (less, "less"))
-            if names
-        ]
-        told.append(
-            f"On {sizes[1]} pooled sources against {sizes[0]} sets alone, at {ipc} per class "
-            f"{' and '.join(parts)} (medians of so few: no more than a hint)."
-        )
+        if said := _closing((more, "more of the gap"), (less, "less of the gap")):
+            told.append(
+                f"On {sizes[1]} pooled sources against {sizes[0]} sets alone, at {ipc} per class "
+                f"{said} (medians of so few: no more than a hint)."
+            )
     return told
 
 
