@@ -43,6 +43,7 @@ from medistill import __version__
 from medistill.cli import app
 from medistill.cli.package import _text as shown
 from medistill.cli.train import _text as trained
+from medistill.cli.train import _verdict
 from medistill.errors import MedistillError, PackageRefused
 from medistill.package import Package, Terms, generate, load_private, load_trust, pack
 from medistill.package.archive import archived, extracted, read_files
@@ -271,7 +272,10 @@ def used(found: Package) -> None:
     shown(found)
     found.synthetic.to_train()
     record = {"model": "m", "local": None, "influence": None, "declared": told.declared}
-    reached = {"mean": 0.5, "low": None, "high": None, "n": 1} if told.declared else None
+    reached: dict[str, Any] | None = None
+    if told.declared:
+        reached = {"mean": 0.5, "low": None, "high": None, "n": 1}
+        reached["verdict"] = _verdict(reached, told.declared)
     trained({**record, "declared_on": told.declared_on, "reproduced": reached}, None)
     _medmnist(found, *whole(found))
     _card(found, 3)
@@ -279,8 +283,8 @@ def used(found: Package) -> None:
 
 def drawn(found: Package) -> None:
     """Make the page of a package, for which templates are opened and compiled."""
-    facts = (to_record(found.manifest), found.evaluation, found.report, "", found.sha256)
-    render_package(Parcel(*facts, found.bytes, b""))
+    facts = (to_record(found.manifest), found.evaluation, found.privacy, found.report, "")
+    render_package(Parcel(*facts, found.sha256, found.bytes, b""))
 
 
 def stuck(*_: object) -> None:

@@ -99,6 +99,20 @@ def test_monai_reads_the_bundle(tmp_path: Path) -> None:
     seen = parser.get_parsed_content("preprocessing")({"image": str(picture)})["image"]
     # Rows stay rows: a picture that is turned over would still have this shape and range.
     torch.testing.assert_close(torch.as_tensor(np.asarray(seen)), IMAGES[0], atol=0.005, rtol=0)
+    Image.fromarray((IMAGES[:3, 0].movedim(0, -1).numpy() * 255).astype(np.uint8)).save(picture)
+    seen = parser.get_parsed_content("preprocessing")({"image": str(picture)})["image"]
+    luma = (IMAGES[:3, 0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    torch.testing.assert_close(torch.as_tensor(np.asarray(seen))[0], luma, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("rule", ["window center 40 width 400 to 0..1, 16 bit", "16-bit values"])
+def test_a_bundle_of_other_images_names_their_rule_and_reads_none(
+    rule: str, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "b", network(), dataclasses.replace(RECIPE, intensity=rule), CARD)
+    config = json.loads((tmp_path / "b" / "configs" / "inference.json").read_text())
+    assert "preprocessing" not in config
+    assert rule in (tmp_path / "b" / "docs" / "README.md").read_text()
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -122,11 +122,12 @@ def test_local_data_of_one_class_has_no_auc() -> None:
 def test_the_declared_recipe_is_the_chosen_one_and_reproduces_its_row(tmp_path: Path) -> None:
     made = small_set()
     made.save(tmp_path / "synthetic.safetensors")
-    synthetic, recipe, scores = declared(tmp_path)
-    assert (recipe, scores) == (made.recipe, None)
+    synthetic, recipe, told = declared(tmp_path)
+    assert (recipe, told) == (made.recipe, None)
     record = evaluate_run(tmp_path, SPLITS, seeds=[0, 1], steps=8)
-    synthetic, recipe, scores = declared(tmp_path)
-    assert scores == record["synthetic"]
+    synthetic, recipe, told = declared(tmp_path)
+    assert told is not None
+    assert told["synthetic"] == record["synthetic"]
     assert dataclasses.asdict(recipe)["lr"] == record["recipes"]["synthetic"]["lr"]
     for row in record["rows"][:2]:
         network = train(synthetic, recipe, seed=row["seed"])

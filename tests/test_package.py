@@ -32,7 +32,9 @@ import medistill
 import medistill.package
 from medistill import model
 from medistill.cli import app
+from medistill.cli.train import _verdict
 from medistill.errors import DataError, PackageRefused, RunRefused, UsageError
+from medistill.metrics import score
 from medistill.model import balanced, train_together
 from medistill.package import (
     Terms,
@@ -1434,8 +1436,15 @@ def test_a_model_of_several_sites_and_what_each_is_worth(site: Path, tmp_path: P
     rows = found["influence"]["sites"]
     assert rows[0]["alone"] == rows[1]["without"]  # of two sites
     assert rows[1]["alone"] == rows[0]["without"]
-    shown = cli(*words, "--out", tmp_path / "again.safetensors", "--no-sites")
+    # The file takes images as the printed score did: by the local statistics.
+    local = medistill.data.load(source)
+    network, recipe, card = model.load(tmp_path / "model.safetensors")
+    assert recipe.mean == local.test.card.mean
+    assert model.test(network, local.test, recipe, card) == found["local"]
+    words = ["train", *places, "--trust", site / "keys" / "public.pem", "--no-sites"]
+    shown = cli(*words, "--out", tmp_path / "again.safetensors", "--students", "2")
     assert "alone" not in shown.stdout
+    assert model.load(tmp_path / "again.safetensors")[1].mean == pytest.approx((0.4,))
     trust = load_trust(site / "keys" / "public.pem")
     sets = [examined(read_files(place), trust).synthetic for place in places]
     seen = [made.to_train()[0] for made in sets]
@@ -1443,6 +1452,55 @@ def test_a_model_of_several_sites_and_what_each_is_worth(site: Path, tmp_path: P
     other = dataclasses.replace(sets[1].recipe, backbone={"family": "mlp", "width": 8})
     with pytest.raises(DataError, match="found backbone"):
         train_together([sets[0], dataclasses.replace(sets[1], recipe=other)])
+
+
+def test_two_versions_of_a_package_are_not_two_sites(site: Path, tmp_path: Path) -> None:
+    words = ["pack", site / "run", "--key", site / "keys" / "private.pem", "--name", "twofold"]
+    places = [tmp_path / f"{number}.medistill" for number in (1, 2)]
+    for number, place in enumerate(places, 1):
+        run = changed(site, tmp_path / str(number), "audit.json", verdict={"leaks": False})
+        chosen = read_json(run / "evaluation.json")
+        chosen["recipes"]["synthetic"] |= {"mean": [0.1 * number]}
+        write_json(run / "evaluation.json", chosen)
+        words[1] = run
+        assert cli(*words, "--counter", number, "--out", place).exit_code == 0
+    trust = ["--trust", site / "keys" / "public.pem", "--out", tmp_path / "m"]
+    refused = cli("train", *places, *trust)
+    assert refused.exit_code == 2
+    assert "two versions of the package twofold" in refused.stderr
+
+
+def test_what_could_be_known_before_is_refused_before(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(model, "train_together", nothing)
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o500)
+    cases = [("phantom:n=60,size=20", tmp_path / "m", 3)]
+    if os.geteuid():  # to root all folders are open
+        cases.append(("phantom:n=60,size=16", shut / "m", 5))
+    for source, out, code in cases:
+        assert cli("train", site / "run", "--data", source, "--out", out).exit_code == code
+
+
+def test_students_of_an_honest_package_are_told_apart_five_times_in_a_hundred() -> None:
+    draw = random.Random(0)
+    verdicts = []
+    for _ in range(3000):
+        told = dataclasses.asdict(score([draw.gauss(0.8, 0.02) for _ in range(5)]))
+        mine = dataclasses.asdict(score([draw.gauss(0.8, 0.02) for _ in range(2)]))
+        verdicts.append(_verdict(mine, told))
+    missed = verdicts.count("not reproduced") / (len(verdicts) - verdicts.count("cannot tell"))
+    assert 0.03 < missed < 0.06
+    told = {"mean": 0.8, "low": 0.79, "high": 0.81, "n": 3}
+    # Half of 0.02, three and one: 0.01 sqrt(1 + 3) = 0.02.
+    for mean, verdict in ((0.82, "as students scatter"), (0.8201, "not reproduced")):
+        assert _verdict({"mean": mean, "n": 1}, told) == verdict
+    assert _verdict({"mean": 0.8099, "n": 1}, told) == "within a point"
+    assert _verdict({"mean": 0.9, "n": 1}, told | {"low": None, "high": None}) == "cannot tell"
 
 
 @pytest.mark.slow
@@ -1663,6 +1721,14 @@ def died(words: list[str], number: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def half_made(out: Path) -> list[Path]:
+    """Return what a killed command left under hidden names, long ago as far as anybody can tell."""
+    found = [*out.parent.glob(f".{out.name}.*"), *out.glob(".*")]
+    for path in found:
+        os.utime(path, (0, 0))
+    return found
+
+
 @pytest.mark.slow
 def test_a_command_that_dies_at_any_change_of_the_disk_leaves_all_or_nothing(
     site: Path, tmp_path: Path
@@ -1715,8 +1781,11 @@ def test_a_command_that_dies_at_any_change_of_the_disk_leaves_all_or_nothing(
                 assert out.exists(), words
                 assert number > 3, words
                 break
+            hidden = half_made(out)
             again = cli(*words, "--out", out)  # what is left is not in the way
             assert again.exit_code == 0 or "already there" in again.output, again.output
+            # Nor does it stay: it may be a key.
+            assert again.exit_code or not any(map(os.path.lexists, hidden)), hidden
             check(out)
             if words[0] == "keygen":
                 names = {path.name for path in out.glob("[!.]*")}

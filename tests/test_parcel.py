@@ -46,7 +46,9 @@ def parcel(golden: Path) -> Parcel:
     found = read(golden / "1.medistill", golden / "1.pem")
     sheet = png(synthetic_sheet(found.synthetic))
     record = to_record(found.manifest)
-    return Parcel(record, found.evaluation, found.report, "me (17)", "ab" * 32, 5, sheet)
+    return Parcel(
+        record, found.evaluation, found.privacy, found.report, "me (17)", "ab" * 32, 5, sheet
+    )
 
 
 def words(text: str) -> str:

@@ -1,6 +1,7 @@
 """Packages on their way: registries, other places, seals, and forms that others read."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from medistill.package import Terms, generate, load_private, pack, read, transfe
 from medistill.package.export import bytes_of, export, slug, whole
 from medistill.package.seal import generate_identity, seal, unseal
 from medistill.package.transfer import MOST, pulled, push
-from medistill.records import write_atomic
+from medistill.records import read_json, write_atomic
 
 SOURCE = "phantom:n=60,size=16"
 
@@ -122,6 +123,17 @@ def test_a_package_travels_through_a_registry(site: Path, registry: str, tmp_pat
     assert got.exit_code == 0, got.output
     assert (tmp_path / "a").read_bytes() == (site / "a.medistill").read_bytes()
     assert json.loads(got.stdout)["sha256"] == json.loads(sent.stdout)["sha256"]
+    again = cli("push", site / "a.medistill", target, "--insecure")
+    assert (again.exit_code, again.stderr.count("\n")) == (5, 1)  # a tag is not replaced
+    assert "already there" in again.stderr
+    manifest = urlopen(
+        Request(
+            f"http://{registry}/v2/hospitals/small/manifests/1",
+            headers={"Accept": "application/vnd.oci.image.manifest.v1+json"},
+        )
+    ).read()
+    named = f"oci:{registry}/hospitals/small@sha256:{hashlib.sha256(manifest).hexdigest()}"
+    assert cli("pull", named, *trust, "--out", tmp_path / "by digest").exit_code == 0
     absent = cli("pull", f"oci:{registry}/none:1", *trust, "--out", tmp_path / "b")
     assert absent.exit_code == 3
     assert absent.stderr.count("\n") == 1
@@ -194,6 +206,10 @@ def test_a_registry_that_lies_is_not_believed(
         ({"layers": [], "more": "x" * (1 << 20)}, [b""], PackageRefused),
     ]
     monkeypatch.setattr(transfer, "_knock", lambda *_: None)
+    told = Answer([json.dumps({"layers": [layer]}).encode()])
+    monkeypatch.setattr(client.OrasClient, "do_request", lambda *_, **__: told)
+    with pytest.raises(PackageRefused, match="expected the one asked for"):
+        pulled(f"oci:127.0.0.1:1/a@sha256:{'1' * 64}", insecure=True)
     for manifest, parts, error in cases:
         told = Answer([json.dumps(manifest).encode()])
         monkeypatch.setattr(client.OrasClient, "do_request", lambda *_, t=told, **__: t)
@@ -250,7 +266,7 @@ def test_other_programs_read_what_export_writes(site: Path, tmp_path: Path) -> N
     assert held["mean"].tolist() == list(package.manifest.recipe.mean)
     other = np.load(tmp_path / "medmnist.npz", allow_pickle=False)
     assert (other["train_images"].shape, other["train_images"].dtype) == ((16, 16, 16), np.uint8)
-    assert other["train_labels"].shape == (16, 1)
+    assert (other["train_labels"].shape, other["train_labels"].dtype) == ((16, 1), np.uint8)
     assert other["test_images"].shape == (0, 16, 16)
     pixels = bytes_of(images)[..., 0].numpy()
     assert np.array_equal(other["train_images"], pixels)
@@ -259,8 +275,11 @@ def test_other_programs_read_what_export_writes(site: Path, tmp_path: Path) -> N
     drawn = np.stack([np.asarray(Image.open(file)) for file in files])
     assert np.array_equal(drawn, pixels)
     card = (tmp_path / "hf.npz" / "README.md").read_text()
-    assert card.startswith("---\nlicense: ")
+    assert card.startswith("---\nlicense: cc0-1.0\n")
     assert "distilled from phantom" in card
+    assert "- guarantee: none" in card
+    for place in ("hf.npz", "folder.npz"):  # who obeys it must not cut tiles again
+        assert read_json(tmp_path / place / "recipe.json")["factor"] == 1
     assert (tmp_path / "hf.npz" / "train" / "000-normal" / "00000.png").is_file()
     assert len(load(f"folder:{tmp_path / 'folder.npz'}").train) > 0  # our own reader does, too
     assert cli(*words, "--to", "hf", "--out", tmp_path / "hf.npz").exit_code == 5
@@ -298,7 +317,9 @@ def test_keys_of_the_age_tools_are_read(site: Path, tmp_path: Path) -> None:
     listed.write_text(f"# two of us\n{known}\n{(other / 'recipient.txt').read_text()}")
     own.write_text(f"# created: 2026-01-01\n# public key: {known}{secret}")
     own.chmod(0o600)
-    (tmp_path / "sealed").write_bytes(seal(b"content", [str(listed)]))
+    sealed, count = seal(b"content", [str(listed)])
+    assert count == 2
+    (tmp_path / "sealed").write_bytes(sealed)
     for identity in (own, other / "identity.txt"):
         assert unseal(tmp_path / "sealed", identity) == b"content"
     listed.write_text("# nobody\n")

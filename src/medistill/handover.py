@@ -21,9 +21,18 @@ OPSET = 20
 README = """# {name}
 
 A classifier of {classes}, trained on synthetic images of {source} by medistill {version}. It takes
-intensities from 0 to 1 ({shape}) and gives one logit for each class. It is no medical device, and
-was not tested on your data.
+intensities from 0 to 1 ({shape}) and gives one logit for each class. {rule} It is no medical
+device, and was not tested on your data.
 """
+PICTURE_RULE = "8-bit values / 255"
+PICTURES = (
+    "Values of 8 bits are divided by 255, as configs/inference.json does. Pictures of other "
+    "proportions are padded evenly with black first: it would stretch them."
+)
+OTHERS = (
+    "Intensities are made by this rule: {rule}. MONAI has no transform that does just this, so "
+    "configs/inference.json holds no preprocessing: read images with medistill, or write the rule."
+)
 
 
 class Ready(nn.Module):
@@ -93,18 +102,24 @@ def write_bundle(folder: Path, network: Network, recipe: Recipe, card: Card) -> 
     """Write a model as a MONAI Bundle: metadata, an inference config, weights as safetensors.
 
     MONAI's ConfigParser takes network, preprocessing and inferer from configs/inference.json; the
-    network needs medistill, which rebuilds it from the file's header; nothing is pickled.
+    network needs medistill, which rebuilds it from the file's header; nothing is pickled. Only
+    pictures of 8 bits get a preprocessing: for other images the README names the rule.
     Raises: RunRefused when the folder cannot be written.
     """
 
     def make(half: Path) -> None:
         model.save(half / "models" / "model.safetensors", network, recipe, card)
         write_json(half / "configs" / "metadata.json", _metadata(card))
-        write_json(half / "configs" / "inference.json", _inference(card))
+        write_json(half / "configs" / "inference.json", _inference(card, recipe))
         classes = ", ".join(card.classes)
         shape = " x ".join(map(str, (card.channels, *card.shape)))
         text = README.format(
-            name=card.name, classes=classes, source=card.name, version=__version__, shape=shape
+            name=card.name,
+            classes=classes,
+            source=card.name,
+            version=__version__,
+            shape=shape,
+            rule=PICTURES if _of_pictures(card, recipe) else OTHERS.format(rule=_rule(recipe)),
         )
         write_atomic(half / "docs" / "README.md", text.encode())
 
@@ -157,11 +172,17 @@ def _metadata(card: Card) -> Json:
     }
 
 
-def _inference(card: Card) -> Json:
-    shape = [card.channels, *card.shape]
-    # Rows first, as medistill has pictures; MONAI would turn them over.
-    rows: Json = {"reader": "PILReader", "reverse_indexing": False} if len(shape) == 3 else {}
-    return {
+def _rule(recipe: Recipe) -> str:
+    return recipe.intensity or PICTURE_RULE  # of sources that hold nothing else
+
+
+def _of_pictures(card: Card, recipe: Recipe) -> bool:
+    """Say whether images are pictures of 8 bits, which MONAI reads as medistill does."""
+    return len(card.shape) == 2 and _rule(recipe).partition("; ")[0] == PICTURE_RULE
+
+
+def _inference(card: Card, recipe: Recipe) -> Json:
+    config: Json = {
         "imports": ["$from pathlib import Path"],
         "bundle_root": ".",
         "datalist": [],
@@ -169,21 +190,22 @@ def _inference(card: Card) -> Json:
             "_target_": "medistill.handover.ready",
             "path": "$Path(@bundle_root) / 'models' / 'model.safetensors'",
         },
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True} | rows,
-                {
-                    "_target_": "ScaleIntensityRanged",
-                    "keys": "image",
-                    "a_min": 0,
-                    "a_max": 255,
-                    "b_min": 0,
-                    "b_max": 1,
-                    "clip": True,
-                },
-                {"_target_": "Resized", "keys": "image", "spatial_size": shape[1:]},
-            ],
-        },
         "inferer": {"_target_": "SimpleInferer"},
     }
+    if _of_pictures(card, recipe):
+        kind = "L" if card.channels == 1 else "RGB"
+        reading = {
+            "_target_": "LoadImaged",
+            "keys": "image",
+            "ensure_channel_first": True,
+            # Rows first, as medistill has pictures; MONAI would turn them over.
+            "reader": "PILReader",
+            "reverse_indexing": False,
+            "converter": f"$lambda picture: picture.convert('{kind}')",
+        }
+        scaling: Json = {"_target_": "ScaleIntensityRanged", "keys": "image", "clip": True}
+        scaling |= {"a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1}
+        sizing: Json = {"_target_": "Resized", "keys": "image", "spatial_size": list(card.shape)}
+        sizing |= {"mode": "bilinear", "anti_aliasing": True}
+        config["preprocessing"] = {"_target_": "Compose", "transforms": [reading, scaling, sizing]}
+    return config

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,16 @@ FORMAT = "medistill model 1"
 
 
 class Given(NamedTuple):
-    """A set that came from somewhere, and the accuracy that was declared of it on which data."""
+    """A set that came from somewhere, and the accuracy that was declared of it on which data.
+
+    `version_of` is who signed a package and what its name is: two that agree are two versions.
+    """
 
     name: str
     synthetic: SyntheticSet
     declared: Json | None = None
     declared_on: str = ""
+    version_of: tuple[str, ...] = ()
 
 
 def train(
@@ -52,7 +56,8 @@ def train_together(
 
     Each site's images are normalized by its own mean and std, and every class of every site stands
     as often as the largest, so that neither a large site nor a site's own mix of classes rules.
-    Raises: DataError when the sets are not of one kind, backbone, loss or task, or are whitened.
+    Raises: DataError when the sets are not of one kind, backbone, loss or rule of intensities, or
+    are whitened.
     """
     first = sets[0]
     for other in sets[1:]:
@@ -105,32 +110,48 @@ def balanced(parts: Sequence[tuple[Tensor, Tensor]], task: TaskKind) -> tuple[Te
     return images[index], labels[index]
 
 
-def influence(sets: Sequence[Given], val: RealSet, **how: Any) -> list[Json]:
-    """Return how well networks do on local validation images with each site alone, and without it.
+def recipe_together(sets: Sequence[SyntheticSet], local: Card | None) -> Recipe:
+    """Return the recipe of a network of one or several sets, as it is used afterwards.
+
+    One set has its own. A network of several has seen each site by its own mean and std, so that
+    images have to come by those of their own site: the local ones, or where there is no local data
+    the mean over sites.
+    """
+    first = sets[0].recipe
+    if len(sets) == 1:
+        return first
+    if local is not None:
+        return dataclasses.replace(first, mean=local.mean, std=local.std)
+    mean, std = (
+        tuple(torch.tensor([getattr(made.recipe, name) for made in sets]).double().mean(0).tolist())
+        for name in ("mean", "std")
+    )
+    return dataclasses.replace(first, mean=mean, std=std)
+
+
+def influence(sets: Sequence[Given], val: RealSet, **how: Any) -> Iterator[Json]:
+    """Yield how well networks do on local validation images with each site alone, and without it.
 
     `how` is the seed and device of `train_together`. The test split is not read.
     """
-    rows = []
     for number, one in enumerate(sets):
         alone = train_together([one.synthetic], **how)
         rest = [other.synthetic for n, other in enumerate(sets) if n != number]
         without = train_together(rest, **how)
         scores = [test_together(network, val, sets)["accuracy"] for network in (alone, without)]
-        rows.append({"site": one.name, "alone": scores[0], "without": scores[1]})
-    return rows
+        yield {"site": one.name, "alone": scores[0], "without": scores[1]}
 
 
 def test_together(network: Network, real: RealSet, sets: Sequence[Given]) -> Json:
     """Return the scores of a network of several sites on local data, by its own mean and std."""
-    first = sets[0].synthetic
-    own = dataclasses.replace(first.recipe, mean=real.card.mean, std=real.card.std)
-    return test(network, real, own, first.card)
+    made = [one.synthetic for one in sets]
+    return test(network, real, recipe_together(made, real.card), made[0].card)
 
 
 def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
-    """Return a run's set, the recipe chosen for it on validation data, and its declared scores.
+    """Return a run's set, the recipe chosen for it on validation data, and its evaluation.
 
-    Before `evaluate` has run there is no choice yet: the set's own recipe, and no scores.
+    Before `evaluate` has run there is no choice yet: the set's own recipe, and None.
     Raises: DataError when the folder holds no finished run, or an evaluation of another set.
     """
     synthetic = SyntheticSet.load(folder / "synthetic.safetensors")
@@ -139,11 +160,7 @@ def declared(folder: Path) -> tuple[SyntheticSet, Recipe, Json | None]:
         return synthetic, synthetic.recipe, None
     evaluation: dict[str, Any] = read_json(path)
     check_own(evaluation, synthetic, path)
-    return (
-        synthetic,
-        from_record(Recipe, evaluation["recipes"]["synthetic"]),
-        evaluation["synthetic"],
-    )
+    return synthetic, from_record(Recipe, evaluation["recipes"]["synthetic"]), evaluation
 
 
 def check_own(record: Json, synthetic: SyntheticSet, path: Path) -> None:

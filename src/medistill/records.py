@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -86,6 +87,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+SWEPT_AFTER_S = 10.0  # a file is made before it is locked
 UMASK = os.umask(0o077)  # can be read by setting another alone
 os.umask(UMASK)
 
@@ -94,7 +96,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int | None = None) -> None
     """Write a file so that its name holds the old content or the new, whatever happens.
 
     Temporary file, fsync, rename, fsync of the folder. The user's umask says who may read it,
-    unless a `mode` is given.
+    unless a `mode` is given. What a killed process left of such files is removed.
     Raises: NoRoom when the disk is full or the folder cannot be written (free space, or
     choose another folder); the old file is left as it was.
     """
@@ -102,13 +104,15 @@ def write_atomic(path: Path, content: bytes, *, mode: int | None = None) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{path.name}."
+        _sweep(path.parent, prefix, ".tmp")
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
+            _claim(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK if mode is None else mode)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~UMASK if mode is None else mode)
+            os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -166,13 +170,18 @@ def owner_only(path: Path) -> None:
 def atomically(out: Path, make: Callable[[Path], object]) -> None:
     """Let `make` write a file or folder under another name, and give it its own once whole.
 
+    What a killed process left of such folders is removed.
     Raises: NoRoom when it cannot be written.
     """
-    place = None
+    place, claimed = None, None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, so that nobody can lay a link there before.
-        place = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+        prefix = f".{out.name[:40]}."
+        _sweep(out.parent, prefix, ".half")
+        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=".half", dir=out.parent))
+        claimed = os.open(place, os.O_RDONLY)
+        _claim(claimed)
         half = place / out.name
         make(half)
         for path in (half, *half.rglob("*")) if half.is_dir() else (half,):
@@ -183,6 +192,33 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
     finally:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
+        if claimed is not None:
+            os.close(claimed)
+
+
+def _claim(handle: int) -> None:
+    """Hold a lock on something half-made; the system lets it go when the process ends."""
+    with suppress(OSError):  # of file systems without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(folder: Path, prefix: str, suffix: str) -> None:
+    """Remove what is half-made under such names and belongs to no process any more."""
+    with os.scandir(folder) as entries:
+        names = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(suffix)]
+    for name in names:
+        with suppress(OSError):  # another one swept, or it is not ours to remove
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(handle).st_mtime < SWEPT_AFTER_S:
+                    continue
+                if os.path.isdir(name):
+                    shutil.rmtree(name, ignore_errors=True)
+                else:
+                    os.unlink(name)
+            finally:
+                os.close(handle)
 
 
 def _flushed(path: Path) -> None:

@@ -217,6 +217,8 @@ def _manifest(found: "Package") -> "Json":
 
 
 def _text(found: "Package") -> str:
+    from ..package.told import told_of
+
     told = found.manifest
     card, made = told.card, told.made
     size = " x ".join(map(str, (card.channels, *card.shape)))
@@ -226,35 +228,14 @@ def _text(found: "Package") -> str:
         f"signed by {signer_of(found) or 'nobody'}; sha256 {found.sha256}",
         f"made from {card.name} by {made.method}, from {made.start}; {made.version}",
         f"classes: {', '.join(card.classes)}",
-        f"license: {told.license}",
     ]
-    extras = {
-        "site": told.site,
-        "contact": told.contact,
-        "for": ", ".join(told.recipients),
-        "purpose": told.purpose,
-        "expires": told.expires,
-        "packed in spite of": ", ".join(told.allowed),
-    }
-    lines += [f"{title}: {text}" for title, text in extras.items() if text]
     for arm in ("synthetic", "random", "full"):
         scores = found.evaluation.get(arm)
         if scores:
             one = {name: interval_text(scores[name]) for name in ("accuracy", "auc")}
             lines.append(f"{arm}: accuracy {one['accuracy']}, AUC {one['auc']}")
-    least = told.least_patients
-    lines.append(f"each class: {least} or more patients" if least else "patients: not told")
-    held = found.privacy.get("guarantee")
-    lines.append(
-        f"guarantee: epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}"
-        if held
-        else "guarantee: none"
-    )
-    audit = found.privacy.get("audit")
-    if audit:
-        leaks = audit["verdict"]["leaks"]
-        said = "; ".join(audit["verdict"]["reasons"]) if leaks else "none found by its attacks"
-        lines.append(f"leaks: {said} (audited {audit['date']})")
+    said = told_of(_manifest(found), found.privacy)
+    lines += [f"{title}: {text}" for title, text in said.items()]
     return "\n".join([*lines, *_pictures(found)])
 
 

@@ -110,6 +110,7 @@ def _of_package(path: Path, out: Path, by: tuple[Path | None, bool, int]) -> Non
     told = Parcel(
         to_record(found.manifest),
         found.evaluation,
+        found.privacy,
         found.report,
         signer_of(found) or "",
         found.sha256,

@@ -1,6 +1,7 @@
 """medistill train: a model from a run folder."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +28,9 @@ from .package import Threshold, Trust, Unsigned, is_package
 
 Json = dict[str, Any]
 WIDE = 0.2  # of an interval that hardly anything misses
+MISSED = "not reproduced"
 
-Students = Annotated[int, typer.Option(help="Networks to train and test; the first one is saved.")]
+Students = Annotated[int, typer.Option(help="Networks to train and test; the first is saved.")]
 Onnx = Annotated[Path | None, typer.Option(help="Also write the model as ONNX (extra onnx).")]
 Bundle = Annotated[
     Path | None, typer.Option(help="Also write the model as a MONAI Bundle, a folder.")
@@ -40,7 +42,7 @@ Sites = Annotated[
 if TYPE_CHECKING:
     from ..backbones import Network
     from ..model import Given
-    from ..sets import Splits, SyntheticSet
+    from ..sets import Card, Recipe, Splits
 
 
 @guarded
@@ -70,58 +72,91 @@ def train(
     The recipe is the one that evaluate chose on validation data, where it has run. Packages are
     checked first, as verify does. Where --data is what the sender tested on, the score is held
     against the declared one. Several sets: each is normalized by its own statistics and every class
-    of every site counts alike; on local validation data it is told what each site is worth. The
+    of every site counts alike; on local validation data it is told what each site is worth, and the
+    model takes images by the mean and std of --data (without it by the mean over the sites). The
     model is a safetensors file with the recipe in its header.
 
     Example: medistill train runs/first --out model.safetensors --data phantom
     """
     from ..compute import find_device
     from ..data import load
-    from ..model import save, train_together
+    from ..model import recipe_together, save, train_together
+    from ..progress import progress
 
     at_least_one(students=students)
-
     _check_places(out, onnx, bundle)
     how: Json = {"seed": seed, "device": find_device(device)}
     given = [_given(path, (trust, unsigned, threshold)) for path in sets]
-    if len({(one.synthetic.digest, one.synthetic.recipe.mean) for one in given}) < len(given):
-        raise UsageError("found the same set twice; expected each once")
+    _check_once(given)
     splits = None
     if data:
         where = optioned(data, window=window, spacing=spacing)
         splits = load(where, root=data_root, offline=offline, seed=seed).to(how["device"])
-    several = [how | {"seed": seed + number} for number in range(students)]
-    networks = [train_together([one.synthetic for one in given], **one) for one in several]
-    first = given[0].synthetic
+    local = splits.test.card if splits else None
+    made = [one.synthetic for one in given]
+    first = made[0].card
+    if local:
+        _check_local(local, made[0].recipe, first)
+    networks = []
+    with progress("networks", students) as advance:
+        for number in range(students):
+            networks.append(train_together(made, **how | {"seed": seed + number}))
+            advance()
+    recipe = recipe_together(made, local)
+    save(out, networks[0], recipe, first)
     record: Json = {"model": str(out), "packages": [one.name for one in given]}
     record |= _tested(networks, given, splits, how if sites else None)
-    save(out, networks[0], first.recipe, first.card)
-    record["recipe"] = dataclasses.asdict(first.recipe)
+    record["recipe"] = dataclasses.asdict(recipe)
     emit(record, _text(record, data), as_json)  # before an export that may be refused
-    _hand_over(networks[0], first, onnx, bundle)
+    _hand_over(networks[0], recipe, first, onnx, bundle)
 
 
 def _check_places(out: Path, onnx: Path | None, bundle: Path | None) -> None:
     """Refuse, before the work and not after it, what could not be written."""
-    from ..records import refuse_existing
+    from ..records import check_writable, refuse_existing
 
     places = [place for place in (out, onnx, bundle) if place]
     refuse_existing(*places)
+    for place in places:
+        check_writable(place)
     if len({place.resolve() for place in places}) < len(places):
         raise UsageError("found one place for two of --out, --onnx and --bundle; expected others")
     for needed in ("onnx", "onnxscript") if onnx else ():
         extra(needed, "onnx")
 
 
+def _check_once(given: "list[Given]") -> None:
+    """Refuse sets that would count twice."""
+    if len({(one.synthetic.digest, one.synthetic.recipe.mean) for one in given}) < len(given):
+        raise UsageError("found the same set twice; expected each once")
+    named = [one.version_of for one in given if one.version_of]
+    twice = next((one for one in named if named.count(one) > 1), None)
+    if twice:
+        raise UsageError(f"found two versions of the package {twice[-1]}; expected one: the newest")
+
+
+def _check_local(local: "Card", recipe: "Recipe", card: "Card") -> None:
+    """Refuse, before the work, local data of another kind; say where other rules made it."""
+    from ..progress import say
+    from ..train import check_kind
+
+    check_kind(local, card)
+    if recipe.intensity and local.intensity and local.intensity != recipe.intensity:
+        say(
+            f"local intensities are not made as the sender's: {local.intensity}, there "
+            f"{recipe.intensity}"
+        )
+
+
 def _hand_over(
-    network: "Network", made: "SyntheticSet", onnx: Path | None, bundle: Path | None
+    network: "Network", recipe: "Recipe", card: "Card", onnx: Path | None, bundle: Path | None
 ) -> None:
     from ..handover import write_bundle, write_onnx
 
     if onnx:
-        write_onnx(onnx, network, made.recipe, made.card)
+        write_onnx(onnx, network, recipe, card)
     if bundle:
-        write_bundle(bundle, network, made.recipe, made.card)
+        write_bundle(bundle, network, recipe, card)
 
 
 def _tested(
@@ -130,26 +165,30 @@ def _tested(
     """Return the local scores, what they are held against, and what each site is worth."""
     from ..compute import peak_memory
     from ..metrics import score
-    from ..model import influence, test, test_together
+    from ..model import influence, test_together
+    from ..progress import progress
 
     one = given[0] if len(given) == 1 else None
-    local, worth, reached = None, None, None
-    if splits and one:
-        first = one.synthetic
-        found = [test(network, splits.test, first.recipe, first.card) for network in networks]
+    local, worth, each, reached = None, None, None, None
+    if splits:
+        found = [test_together(network, splits.test, given) for network in networks]
         local = found[0]
-        if one.declared and splits.test.card.name == one.declared_on:
-            reached = dataclasses.asdict(score([each["accuracy"] for each in found]))
-    elif splits:
-        local = test_together(networks[0], splits.test, given)
-        if how:
-            own = test_together(networks[0], splits.val, given)["accuracy"]
-            worth = {"together": own, "sites": influence(given, splits.val, **how)}
+        each = dataclasses.asdict(score([one["accuracy"] for one in found]))
+        if one and one.declared and splits.test.card.name == one.declared_on:
+            reached = each | {"verdict": _verdict(each, one.declared)}
+    if splits and how and not one:
+        own = test_together(networks[0], splits.val, given)["accuracy"]
+        worth = {"together": own, "sites": []}
+        with progress("sites", len(given)) as advance:
+            for row in influence(given, splits.val, **how):
+                worth["sites"].append(row)
+                advance()
     return {
         "declared": one.declared if one else None,
         "declared_on": one.declared_on if one else "",
         "reproduced": reached,
         "local": local,
+        "students": each,
         "influence": worth,
         "peak_memory_bytes": peak_memory(),
     }
@@ -161,6 +200,8 @@ def _text(record: Json, data: str | None) -> str:
     if local:
         area = "undefined" if local["auc"] is None else f"{100 * local['auc']:.1f}"
         lines.append(f"accuracy on {data}: {100 * local['accuracy']:.1f}, AUC {area}")
+    if local and record["students"]["n"] > 1:
+        lines.append(f"all {record['students']['n']}: {interval_text(record['students'])}")
     if told:
         lines.append(f"declared accuracy: {interval_text(told)} on {record['declared_on']}")
     if record["reproduced"]:
@@ -182,30 +223,46 @@ def _given(path: Path, by: tuple[Path | None, bool, int]) -> "Given":
 
     trust, unsigned, threshold = by
     if not is_package(path, trust):
-        synthetic, recipe, scores = declared(path)
+        synthetic, recipe, told = declared(path)
         chosen = dataclasses.replace(synthetic, recipe=recipe)
-        return Given(str(path), chosen, scores["accuracy"] if scores else None, synthetic.card.name)
+        if told is None:
+            return Given(str(path), chosen)
+        return Given(str(path), chosen, told["synthetic"]["accuracy"], told["data"]["name"])
     from ..package import read
 
     found = read(path, trust, unsigned=unsigned, threshold=threshold)
-    told = found.manifest
-    name = f"{told.site or told.name}"
-    return Given(name, found.synthetic, told.declared, told.declared_on)
+    manifest = found.manifest
+    whose = (*sorted(one.keyid for one in found.signers), manifest.site)
+    version_of = (*whose, manifest.name) if any(whose) else ()  # nobody's may be of two sites
+    name = manifest.site or manifest.name
+    return Given(name, found.synthetic, manifest.declared, manifest.declared_on, version_of)
+
+
+def _verdict(reached: Json, told: Json) -> str:
+    """Say whether students reached what was declared: within a point, or as far as they scatter.
+
+    The means of n and of m students of one kind differ by t s sqrt(1/n + 1/m) or less in 95 of 100
+    draws; t s / sqrt(n) is half the declared interval.
+    """
+    low, high, n = (told[name] for name in ("low", "high", "n"))
+    apart = abs(reached["mean"] - told["mean"])
+    if 100 * apart <= 1:
+        return "within a point"
+    half = math.inf if low is None else (high - low) / 2 * math.sqrt(1 + n / reached["n"])
+    if 2 * half > WIDE:
+        return "cannot tell"
+    return "as students scatter" if apart <= half else MISSED
 
 
 def _held_against(reached: Json, told: Json) -> str:
-    """Say whether the students reached what was declared, with a point to spare."""
-    low, high = (told["mean"] if told[end] is None else told[end] for end in ("low", "high"))
+    """Say in a line what came of it."""
     mine = f"{interval_text(reached)} by {reached['n']} student(s)"
-    apart = 100 * abs(reached["mean"] - told["mean"])
-    if apart <= 1:
-        return f"reproduced: {mine}, within a point of what was declared"
-    if high - low > WIDE:
-        return f"cannot tell: {mine}; the declared interval is too wide to be missed: --students 5"
-    if low <= reached["mean"] <= high:
-        return f"reproduced: {mine}, within the declared interval ({apart:.1f} points away)"
-    side = "below" if reached["mean"] < low else "above"
-    return (
-        f"NOT reproduced: {mine}, {apart:.1f} points {side} what was declared (if these are the "
-        "sender's data: only their name was compared)"
-    )
+    apart = 100 * (reached["mean"] - told["mean"])
+    return {
+        "within a point": f"reproduced: {mine}, within a point of what was declared",
+        "cannot tell": f"cannot tell: {mine}; declared scores scatter too much: --students 5",
+        "as students scatter": f"reproduced: {mine}, {apart:+.1f} points from what was declared, "
+        f"as far as students scatter",
+        MISSED: f"NOT reproduced: {mine}, {apart:+.1f} points from what was declared (if these are "
+        "the sender's data: only their name was compared)",
+    }[reached["verdict"]]

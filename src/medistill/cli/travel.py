@@ -83,10 +83,10 @@ def encrypt(
     from ..records import refuse_existing, write_atomic
 
     refuse_existing(out)
-    sealed = seal(archived(whole(read_files(package))), to)
+    sealed, count = seal(archived(whole(read_files(package))), to)
     write_atomic(out, sealed)
-    record = {"sealed": str(out), "bytes": len(sealed), "recipients": len(to)}
-    emit(record, f"{out}: {len(sealed):,} bytes, for {len(to)} recipient(s)", as_json)
+    record = {"sealed": str(out), "bytes": len(sealed), "recipients": count}
+    emit(record, f"{out}: {len(sealed):,} bytes, for {count} recipient(s)", as_json)
 
 
 @guarded
@@ -128,7 +128,9 @@ def export(
 ) -> None:
     """Write a package's images for other programs: arrays, MedMNIST's form, pictures, a hub.
 
-    medmnist and the pictures hold pixels of 8 bits, clipped to black and white; npz holds all.
+    medmnist and the pictures hold pixels of 8 bits, clipped to black and white; npz holds all
+    numbers. The classes of the medmnist program read its file by index; its val and test are empty,
+    and their len() knows the official number of images alone.
 
     Example: medistill export first.medistill --unsigned --to medmnist --out first.npz
     """

@@ -30,8 +30,10 @@ def generate_identity(folder: Path) -> tuple[Path, Path]:
     return secret, known
 
 
-def seal(content: bytes, recipients: Sequence[str]) -> bytes:
+def seal(content: bytes, recipients: Sequence[str]) -> tuple[bytes, int]:
     """Return content that each of the recipients (age1... keys, or files of them) can open.
+
+    The number is that of keys: a file may hold several.
 
     Sign first, then seal: who may open it stands inside, under the signature.
     Raises: UsageError when there is no recipient, or one is no key.
@@ -45,7 +47,7 @@ def seal(content: bytes, recipients: Sequence[str]) -> bytes:
         raise UsageError(
             f"found a recipient that is no key ({error}); expected age1..., or a file that holds it"
         ) from None
-    return sealed
+    return sealed, len(keys)
 
 
 def _known(text: str) -> list[str]:

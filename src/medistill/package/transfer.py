@@ -22,6 +22,7 @@ SENT_S = 600.0  # of a package on its way
 LAYER = "application/vnd.medistill.package.v1+zip"
 MOST = MOST_BYTES + MOST_TEXT
 TITLE = "package.medistill"
+NOT_FOUND = 404
 
 
 def push(path: Path, target: str, *, insecure: bool = False) -> str:
@@ -157,6 +158,8 @@ def _knock(host: str, insecure: bool) -> None:
 def _push_oci(content: bytes, name: str, insecure: bool) -> None:
     client, target = _client(name, insecure, SENT_S)  # questions follow the package on its way
     extracted(content)
+    if _is_there(client, target):
+        raise RunRefused(f"found oci:{name} already there; expected a new name or tag: choose one")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / TITLE
         place.write_bytes(content)
@@ -169,6 +172,22 @@ def _push_oci(content: bytes, name: str, insecure: bool) -> None:
                 f"{name} did not take the package ({_first_line(error)}); expected a registry that "
                 "is there and lets you write"
             ) from None
+
+
+def _is_there(client: Any, target: str) -> bool:
+    """Say whether a registry has a manifest of this name and tag, which a push would replace."""
+    try:
+        _manifest(client, target)
+    except PackageRefused:
+        return True  # another thing than ours
+    except Exception as error:  # of oras, of requests and of what a registry may answer
+        if getattr(getattr(error, "response", None), "status_code", None) == NOT_FOUND:
+            return False
+        raise RunRefused(
+            f"oci:{target} did not say whether it is there ({_first_line(error)}); expected a "
+            "registry that is there and lets you write"
+        ) from None
+    return True
 
 
 def _pull_oci(name: str, insecure: bool) -> bytes:
@@ -203,6 +222,9 @@ def _manifest(client: Any, target: str) -> Json:
     with client.do_request(address, "GET", headers=headers, stream=True) as response:
         response.raise_for_status()
         content = _begun(response.iter_content(1 << 16), MOST_JSON)
+    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if container.digest and container.digest != found:
+        raise PackageRefused(f"found the manifest {found} for {target}; expected the one asked for")
     return parsed(content, "the registry's manifest", MOST_JSON)
 
 

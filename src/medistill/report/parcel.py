@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..errors import UsageError
+from ..package.told import told_of
 from ..records import Json, write_atomic
 from .page import filled, part
 from .tables import Facts, arm_names, data_facts, pairs, run_facts, score_table
@@ -19,12 +20,13 @@ BELOW = 2  # levels that the sender's titles go down, below the page's own
 class Parcel(NamedTuple):
     """What a package that passed every check says of itself.
 
-    `signer` is empty where nobody signed it; `report` is the sender's REPORT.md, `sheet` a PNG
-    drawn from its images.
+    `signer` is empty where nobody signed it; `report` is the sender's REPORT.md, free text, where
+    `privacy` is what was checked; `sheet` is a PNG drawn from its images.
     """
 
     manifest: Json
     evaluation: Json
+    privacy: Json
     report: str
     signer: str
     sha256: str
@@ -105,21 +107,13 @@ def _warnings(told: Parcel) -> list[str]:
 
 
 def _terms(told: Parcel) -> Facts:
-    manifest = told.manifest
-    least = manifest["least_patients"]
+    said = told_of(told.manifest, told.privacy)
     rows = [
         ("Signed by", told.signer or "nobody"),
         ("SHA-256", told.sha256),
         ("Size", f"{told.size:,} bytes"),
-        ("Site", manifest["site"]),
-        ("Contact", manifest["contact"]),
-        ("License", manifest["license"]),
-        ("For", ", ".join(manifest["recipients"])),
-        ("Purpose", manifest["purpose"]),
-        ("Last day", manifest["expires"]),
-        ("Supersedes", manifest["supersedes"]),
-        ("Each class from", f"{least:,} or more patients" if least else "a number not told"),
-        ("Made by", manifest["made"]["version"]),
+        *((title.capitalize(), text) for title, text in said.items()),
+        ("Made by", told.manifest["made"]["version"]),
     ]
     return [(name, value) for name, value in rows if value]
 
