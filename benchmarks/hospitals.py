@@ -7,7 +7,8 @@ PneumoniaMNIST is dealt out to three sites: one as it is, one with less contrast
 with noise and another balance of classes (contrast alone is undone by a site's mean and std). Each
 is a process of its own that reads its part alone and leaves files behind. The fourth party has
 the files. Every model is tested on each site's own test images, normalized as that site does; the
-worst site counts as much as the mean. Bytes are those that leave the sites, rounds how often.
+worst site counts as much as the mean. Bytes are those that travel (FedAvg: both ways), rounds how
+often.
 
     alone         each site trains on its own images; nothing moves
     one package   the package of each site, trained on alone
@@ -299,9 +300,10 @@ def table() -> None:
         "Written by `python benchmarks/hospitals.py table` from "
         "`benchmarks/results/hospitals.jsonl`, whose head says how. Accuracy in percent with 95% t "
         "intervals over seeds (and sites, where one of them is meant), on each site's own test "
-        "images: the mean of three sites, and the worst of them.",
+        "images: the mean of three sites, and the worst of them. Bytes moved: what leaves the "
+        "sites, and of federated averaging also what comes back to them in each round.",
         "",
-        "| way | mean | worst site | bytes that leave the sites | rounds |",
+        "| way | mean | worst site | bytes moved | rounds |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -329,7 +331,7 @@ def table() -> None:
             axes.annotate(row["way"], at, (0, 9), textcoords="offset points", ha="center", size=8)
     axes.set(
         xscale="log",
-        xlabel="bytes that leave the sites (none: at 1 kB)",
+        xlabel="bytes moved (none: at 1 kB)",
         ylabel="accuracy, % (dot: mean of sites, triangle: worst; ring: Flower)",
     )
     axes.yaxis.label.set_size(8)

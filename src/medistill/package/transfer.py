@@ -1,6 +1,7 @@
 """Packages on their way: to and from registries of containers (OCI), and wherever fsspec goes."""
 
 import hashlib
+import os
 import socket
 import tempfile
 import time
@@ -84,11 +85,12 @@ def pulled(source: str, *, insecure: bool = False) -> bytes:
             if not _local(source).is_file():  # nor is a pipe waited for
                 raise DataError(f"found no file {source}; expected a package")
             with _local(source).open("rb") as file:
+                _check_size(os.fstat(file.fileno()).st_size)
                 content = file.read(MOST + 1)
         else:
             with extra("fsspec", "share").open(source, "rb") as file:
                 content = bytes(file.read(MOST + 1))
-    except (UsageError, DataError):
+    except (UsageError, DataError, PackageRefused):
         raise
     except Exception as error:  # of any of fsspec's many file systems
         raise DataError(
@@ -98,9 +100,13 @@ def pulled(source: str, *, insecure: bool = False) -> bytes:
 
 
 def _small(content: bytes) -> bytes:
-    if len(content) > MOST:
-        raise PackageRefused(f"found more than {MOST:,} bytes; expected a package")
+    _check_size(len(content))
     return content
+
+
+def _check_size(size: int) -> None:
+    if size > MOST:
+        raise PackageRefused(f"found more than {MOST:,} bytes; expected a package")
 
 
 def _is_local(target: str) -> bool:
