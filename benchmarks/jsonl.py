@@ -20,3 +20,10 @@ def append(path: Path, rows: Iterable[Row]) -> None:
     with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file anew, whole or not at all."""
+    half = path.with_suffix(".part")
+    half.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    half.replace(path)

@@ -7,7 +7,8 @@ Each line is the audit of one way (`medistill audit`): a set of ten images per c
 16 models on images drawn by coins, a student of 300 steps on each, LiRA and RMIA, a fifth of the
 images with a wrong label; copies and reconstruction of one whole run. Methods make the steps of
 studies/feasibility.yaml. With an epsilon, each model distills a private sketch of its own, of the
-command line's defaults. Rows go to results/leaks.jsonl.
+command line's defaults. Rows go to results/leaks.jsonl; those of an earlier form of the audit are
+measured again, and marked in the table until then.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 
 from medistill import __version__
 from medistill.audit import audit_run
+from medistill.audit.verdict import FORMAT as AUDIT
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
@@ -79,7 +81,7 @@ def main() -> None:
     if given.part == "table":
         table()
         return
-    done = {(row["set"], row["method"], row["start"]) for row in jsonl.read(RESULTS)}
+    done = {place(row) for row in jsonl.read(RESULTS) if row.get("format") == AUDIT}
     for name in SETS:
         for method, start in WAYS:
             wanted = not given.only or any(word in name for word in given.only)
@@ -88,8 +90,14 @@ def main() -> None:
             wanted &= "epsilon" not in start or ";n=" not in name
             if wanted and (name, method, start) not in done:
                 row = measured(name, method, start, given.workers)
-                jsonl.append(RESULTS, [row])
+                others = [one for one in jsonl.read(RESULTS) if place(one) != place(row)]
+                jsonl.write(RESULTS, [*others, row])
                 print(name, method, start, row["membership"]["lira"], flush=True)
+
+
+def place(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what a row is about."""
+    return row["set"], row["method"], row["start"]
 
 
 def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]:
@@ -122,6 +130,7 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
         )
     kept = ("membership", "positive_control", "negative_control", "one_run", "verdict", "seconds")
     row = {"set": name, "method": method, "start": start, "version": __version__}
+    row["format"] = found["format"]
     row |= {key: found[key] for key in (*kept, "models", "images", "canaries")}
     row["copies"] = [
         {key: one[key] for key in ("view", "exact", "suspects", "images", "failed")}
@@ -151,8 +160,11 @@ def table() -> None:
         "",
         "Written by `python benchmarks/leaks.py table` from `benchmarks/results/leaks.jsonl`; its "
         f"head says how. {IPC} images per class. Area under the curve with an interval of 95% for "
-        "all six of a row together, and members found at one false alarm in a hundred (percent) "
-        "with one of 95% each; canaries have a wrong label. That an attack finds nothing says "
+        "all areas and rates of a row together, and members found at one false alarm in a hundred "
+        "(percent) with one of 95% each; canaries have a wrong label. A rate is in brackets where "
+        "too few others measure it; one in a thousand would need 2,995 of them, and is left out. "
+        "Rows with an asterisk are of an earlier form of the audit, whose verdict looked at areas "
+        "alone, and which held tiles against whole real images. That an attack finds nothing says "
         "nothing of other attacks.",
     ]
     for name in dict.fromkeys(row["set"] for row in jsonl.read(RESULTS)):
@@ -167,10 +179,12 @@ def table() -> None:
         )
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|---" * len(heads) + "|")
-        for row in jsonl.read(RESULTS):
-            if row["set"] == name:
-                lines.append("| " + " | ".join(cells(row)) + " |")
-        first = next(row for row in jsonl.read(RESULTS) if row["set"] == name)
+        rows = sorted(
+            (row for row in jsonl.read(RESULTS) if row["set"] == name),
+            key=lambda row: WAYS.index((row["method"], row["start"])),
+        )
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+        first = next((row for row in rows if row.get("format") == AUDIT), rows[0])
         for control in ("positive_control", "negative_control"):
             told = curves(first[control])
             lines.append(f"| {control.replace('_', ' ')} | | " + " | ".join(told) + " | | | |")
@@ -185,7 +199,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     if row["verdict"]["membership"] != "valid":
         told = [*told, row["verdict"]["membership"]]
     return [
-        row["method"],
+        row["method"] + ("" if row.get("format") == AUDIT else " \\*"),
         row["start"] or "real",
         *curves(row["membership"]),
         f"{copied['exact']} of {copied['images']}",
@@ -201,10 +215,9 @@ def curves(found: dict[str, Any]) -> list[str]:
         for side in ("natural", "canaries"):
             one = found[attack][side]
             at = one["found"][-1]
-            told.append(
-                f"{one['auc']:.2f} [{one['auc_low']:.2f}, {one['auc_high']:.2f}]; "
-                f"{100 * at['tpr']:.1f} [{100 * at['low']:.1f}, {100 * at['high']:.1f}]"
-            )
+            share = f"{100 * at['tpr']:.1f} [{100 * at['low']:.1f}, {100 * at['high']:.1f}]"
+            share = share if at["resolved"] else f"({share})"
+            told.append(f"{one['auc']:.2f} [{one['auc_low']:.2f}, {one['auc_high']:.2f}]; {share}")
     return told
 
 

@@ -240,7 +240,8 @@ def release(splits: Splits, spec: SketchSpec, epsilon: float | None, compute: Co
         raise RunRefused(about.advice)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "l.json")
-        return private_sketch(splits.train, spec, ledger, **given, compute=compute)
+        plain = dataclasses.replace(compute, compile=False)
+        return private_sketch(splits.train, spec, ledger, **given, compute=plain)
 
 
 def dp_sgd(splits: Splits, epsilon: float | None, seed: int) -> dict[str, Any]:

@@ -67,9 +67,9 @@ from medistill.methods.random import Random
 from medistill.methods.sketch import FromSketch
 from medistill.model import train
 from medistill.privacy import Guarantee, attacker, bound_of, composed, epsilon_of, noise_of
-from medistill.private_sketch import released
+from medistill.private_sketch import audited_release
 from medistill.probes import SketchSpec
-from medistill.records import read_json, to_record
+from medistill.records import read_json, to_record, write_json
 from medistill.report.officer import officer
 from medistill.rng import Rng
 from medistill.sets import RealSet, SyntheticSet, normalized_by
@@ -320,6 +320,8 @@ def test_copies_are_found_and_a_distilled_set_has_none() -> None:
         assert torch.allclose(
             real.images[place.synthetic], SPLITS.train.images[place.real].float() / 255, atol=1e-5
         )
+    mirrored = dataclasses.replace(real, images=real.images.flip(-1))
+    assert [found.exact for found in copies(mirrored, SPLITS.train, SPLITS.val)] == [8, 8]
     faded = dataclasses.replace(real, images=real.images * 0.5 + 0.2)
     assert copies(faded, SPLITS.train, SPLITS.val)[0].exact == 8  # darker, and still the same
     made = distill(DM(), task, seed=0, steps=2)
@@ -338,7 +340,8 @@ def test_the_nearest_is_that_of_a_plain_loop() -> None:
         made, images=made.images + 0.3 * torch.randn(made.images.shape, generator=gen(0))
     )
     found = copies(noisy, SPLITS.train, SPLITS.val)[0]
-    rows = noisy.normalized().flatten(1)
+    shown = noisy.normalized()
+    rows, other = shown.flatten(1), shown.flip(-1).flatten(1)
     real = SPLITS.train.normalized(torch.arange(len(SPLITS.train))).flatten(1)
 
     def unit(row: torch.Tensor) -> torch.Tensor:
@@ -346,7 +349,8 @@ def test_the_nearest_is_that_of_a_plain_loop() -> None:
         return row / row.norm()
 
     for pair in found.nearest:
-        distances = [float((unit(rows[pair.synthetic]) - unit(one)).norm()) for one in real]
+        sides = [unit(side[pair.synthetic]) for side in (rows, other)]
+        distances = [min(float((s - unit(one)).norm()) for s in sides) for one in real]
         assert pair.real == int(np.argmin(distances))
         assert pair.distance == pytest.approx(min(distances), abs=1e-3)
 
@@ -453,9 +457,9 @@ def test_a_release_within_the_audit_protects_the_unit_that_was_promised(
 
     def spy(real: RealSet, units: torch.Tensor, *rest: Any) -> Any:
         seen.append(units)
-        return released(real, units, *rest)
+        return audited_release(real, units, *rest)
 
-    monkeypatch.setattr(membership, "released", spy)
+    monkeypatch.setattr(membership, "audited_release", spy)
     card = normalized_by(SPLITS.train.card, [0.5], [0.25])
     plain = RealSet(SPLITS.train.images, SPLITS.train.labels, card)
     pool = pool_of(of_patients(plain, 2), SPLITS.val, images=60, canaries=12)
@@ -685,6 +689,8 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     shown = (tmp_path / "all.md").read_text()
     assert f"in the ledger together: epsilon {total:.2f} at delta 1e-05." in shown
     assert 20 < total < 40
+    most = attacker(total, DELTA)["tpr_at_0.01"]
+    assert f"finds a member {100 * most:.1f} times in 100 at most, not as above" in shown
     html = [*page[:3], str(tmp_path / "all.html"), "--ledger", str(ledger.path)]
     assert CliRunner().invoke(app, html).exit_code == 0
     assert f"together: epsilon {total:.2f}" in visible((tmp_path / "all.html").read_text())
@@ -699,6 +705,15 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert record["mechanism"]["claimed"] == 20
     assert record["mechanism"]["broken"] is False
     assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.4)
+    broken = {"mechanism": {**record["mechanism"], "broken": True, "lower": 21.5}}
+    beyond = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
+    for proof, said in ((broken, "releases show an epsilon of 21.50"), (beyond, "of 20.50")):
+        write_json(tmp_path / "run" / "audit.json", {**record, **proof})
+        refuted = officer(tmp_path / "run")
+        assert said in refuted
+        assert "None that holds" in refuted
+        assert "bounded by epsilon" not in refuted
+        assert "against every attack" not in refuted
     facts = {fact["kind"]: fact for fact in record["facts"]}
     assert facts["normalization"]["weight"] == facts["guarantee"]["weight"] == "none"
     assert "digest" not in facts
@@ -706,7 +721,8 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
 
 def curve(low: float, high: float, found: float = 0.0) -> dict[str, Any]:
     """Return the ends of an area's interval, and what is found at one false alarm in a hundred."""
-    points = [{"rate": 0.001, "tpr": 0.0}, {"rate": 0.01, "tpr": found}]
+    points: list[dict[str, Any]] = [{"rate": 0.001, "tpr": 0.0}, {"rate": 0.01, "tpr": found}]
+    points = [{**one, "sure": 0.0, "resolved": True} for one in points]
     return {"auc": (low + high) / 2, "auc_low": low, "auc_high": high, "found": points}
 
 
@@ -761,6 +777,37 @@ def test_there_is_no_verdict_without_both_controls(
     copied_too = verdict({"copies": [{"view": "pixels", "failed": True}], **record})
     assert copied_too["leaks"]
     assert copied_too["membership"] == found["membership"]
+
+
+def test_a_few_members_that_are_given_away_wholly_are_a_leak() -> None:
+    """Two in a hundred hardly move the area, and are what small rates are looked at for."""
+    draw = np.random.default_rng(0)
+    inside = draw.random((16, 2000)) < 0.5
+    scores = draw.normal(size=inside.shape)
+    known = np.arange(2000) < 60
+    scores[inside & known] += 9.0
+    leaky, none = clustered(scores, inside), clustered(draw.normal(size=inside.shape), inside)
+    assert leaky.auc < 0.52
+
+    def record(curve: Any, negative: Any = none) -> Any:
+        away = {"lira": {"canaries": plain(curve_away)}, "rmia": {}, "set": {"natural": AWAY}}
+        return {
+            "copies": [],
+            "one_run": {"lower": 0.0},
+            "membership": {"lira": {"natural": plain(curve) | {"auc_low": 0.5}}},
+            "positive_control": away,
+            "negative_control": {"lira": {"natural": plain(negative)}},
+        }
+
+    def plain(curve: Any) -> dict[str, Any]:
+        return dataclasses.asdict(curve)
+
+    curve_away = clustered(inside + draw.normal(size=inside.shape) / 9, inside)
+    found = verdict(record(leaky))
+    assert found["leaks"]
+    assert re.match(r"lira finds natural \(\d\.\d% at 1% false alarms\)", found["reasons"][0])
+    assert not verdict(record(none))["leaks"]
+    assert "negative control" in verdict(record(none, leaky))["membership"]
 
 
 def test_a_bound_of_one_run_above_the_promise_is_a_leak() -> None:
@@ -845,7 +892,8 @@ def test_attacks_that_miss_their_own_control_are_named() -> None:
     """LiRA finds its copies and RMIA does not: that RMIA finds nothing says nothing."""
 
     def curve(low: float, tpr: float = 1.0) -> dict[str, Any]:
-        return {"auc": low, "auc_low": low, "found": [{"rate": 0.01, "tpr": tpr}]}
+        at = {"rate": 0.01, "tpr": tpr, "sure": 0.0, "resolved": True}
+        return {"auc": low, "auc_low": low, "found": [at]}
 
     record: dict[str, Any] = {
         "copies": [],

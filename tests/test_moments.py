@@ -33,7 +33,7 @@ from medistill.moments import (
 )
 from medistill.pixels import mosaic_of
 from medistill.privacy import Guarantee, bound_of, noise_of
-from medistill.private_sketch import plan, released
+from medistill.private_sketch import audited_release, plan
 from medistill.probes import MOST_MOMENTS, SketchSpec
 from medistill.records import load_state, save_state, to_record
 from medistill.rng import Rng
@@ -210,7 +210,7 @@ def test_a_private_sketch_has_no_moments() -> None:
         plan(real, spec, **wanted)  # type: ignore[arg-type]
     promise = Guarantee(8.0, 1e-5, "image", noise_of(8.0, 1e-5), bound_of(spec.networks))
     with pytest.raises(UsageError, match="found moments 2 in a private sketch"):
-        released(real, torch.arange(len(real)), spec, promise)
+        audited_release(real, torch.arange(len(real)), spec, promise)
 
 
 def test_the_command_line_keeps_moments_and_starts_from_them(tmp_path: Path) -> None:

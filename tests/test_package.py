@@ -96,7 +96,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["evaluate", place / "run", "--data", source, "--seeds", "2"]
     words += ["--student-steps", "20"]
     assert cli(*words).exit_code == 0, cli(*words).output
-    words = ["audit", place / "run", "--data", source, "--models", "4", "--images", "40"]
+    words = ["audit", place / "run", "--data", source, "--models", "4", "--images", "400"]
     assert cli(*words, "--student-steps", "2").exit_code == 0
     audit = read_json(place / "run" / "audit.json")
     # Two steps are no set to judge.
@@ -1026,6 +1026,17 @@ def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: 
     assert not any(
         f'"{name}"' in told for name in ("yardstick", "majority", "chance", 'images": [0')
     )
+    counted = ("members", "units", "guesses", "right")
+    assert not any(f'"{name}":' in told for name in counted)
+    assert not re.search(r'"others":\d\d', told)
+    assert '"low"' not in json.dumps(json.loads(told)["audit"]["subgroups"])  # it tells how many
+    count = str(audit["data"]["images"])
+    assert int(count) < 400  # that were asked about
+    name = run["data"]["name"]
+    for text in (told, files["REPORT.md"].decode().replace(name, "")):
+        assert not re.search(rf"\b{count}\b", text)
+        assert "100" in text  # of them, at least
+    assert all(":" not in one for one in json.loads(told)["audit"]["left_out"])
     assert "|  |" in files["REPORT.md"].decode()  # no group's number of images
     assert "their number is not told" in files["REPORT.md"].decode()  # images are no patients
 

@@ -1,9 +1,11 @@
 """Privacy that is proved: calibration, exact noise, bounded patients, one release, the ledger."""
 
+import copy
 import dataclasses
 import itertools
 import json
 import math
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +49,7 @@ from medistill.privacy import (
 from medistill.private_sketch import bound_of, plan, private_sketch, unit_sums, unit_vectors
 from medistill.probes import GRID as SKETCH_GRID
 from medistill.probes import SketchSpec, all_spreads, probe
-from medistill.records import load_state, save_state, to_record
+from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
 from medistill.sets import Card, RealSet, normalized_by
 from medistill.sketch import Sketch, merge, sketch
@@ -639,6 +641,36 @@ def test_images_are_no_unit_where_patients_have_several() -> None:
         module.check(real, "image", real.card.classes)
     alone = dataclasses.replace(real, groups=torch.arange(len(real)))
     assert len(module.check(alone, "image", real.card.classes)) == 40
+    # Somebody's patients are not named, others' are: they have several all the same.
+    unsure = dataclasses.replace(real.card, patients=False)
+    with pytest.raises(UsageError, match="expected --unit patient"):
+        module.check(dataclasses.replace(real, card=unsure), "image", real.card.classes)
+    twice = dataclasses.replace(alone.take(torch.arange(40).repeat(2)), card=unsure)
+    assert twice.groups is not None
+    assert len(twice.groups.unique()) == 40
+    assert len(module.check(twice, "image", real.card.classes)) == 80  # equal images are one
+
+
+def test_sums_without_noise_are_not_copied_or_pickled() -> None:
+    clean = Clean(torch.zeros(3, dtype=torch.int64), 1.0)
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="one only"):
+            way(clean)
+
+
+def test_a_private_sketch_is_neither_compiled_nor_made_on_a_gpu(tmp_path: Path) -> None:
+    words = ["sketch", "phantom", "--epsilon", "1", "--unit", "image", "--mean", "0.5", "--std"]
+    words += ["0.25", "--out", str(tmp_path / "a.sketch"), "--ledger", str(tmp_path / "l.json")]
+    for more in (["--device", "cuda"], ["--compile", "on"]):
+        found = CliRunner().invoke(app, [*words, *more])
+        assert (found.exit_code, "with --epsilon" in found.stderr) == (2, True), found.output
+    real = patients(40)
+    given: Any = {"epsilon": 1.0, "delta": 1e-5, "unit": "patient", "classes": real.card.classes}
+    with pytest.raises(UsageError, match="compiled"):
+        module.private_sketch(
+            real, SPEC, Ledger(tmp_path / "l.json"), **given, compute=Compute(compile=True)
+        )
+    assert not (tmp_path / "l.json").exists()
 
 
 def test_a_split_that_is_given_in_part_is_dealt_by_others(tmp_path: Path) -> None:
@@ -716,6 +748,13 @@ def test_dp_merf_learns_from_a_private_sketch_and_says_that_no_pixel_is_real(
     made = distill(method, task, seed=0, on_step=lambda _, log: losses.append(log["loss"]))
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert made.origin.real_pixels is False
+    with pytest.raises(UsageError, match="found frequencies 5000; expected 16"):
+        distill(DPMERF(), task, seed=0, steps=1)
+    held.save(tmp_path / "a.sketch")
+    words = ["distill", str(tmp_path / "a.sketch"), "--method", "dp_merf", "--ipc", "1"]
+    told = CliRunner().invoke(app, [*words, "--steps", "1", "--out", str(tmp_path / "run")])
+    assert told.exit_code == 0, told.output
+    assert read_json(tmp_path / "run" / "run.json")["settings"]["frequencies"] == 16
     assert 0 <= float(made.images.min()) <= float(made.images.max()) <= 1
 
 

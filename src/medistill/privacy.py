@@ -1,9 +1,10 @@
 """Differential privacy of one release: exact calibration, exact noise, and sums used once."""
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -190,8 +191,8 @@ def attacker(epsilon: float, delta: float) -> dict[str, float]:
 def clipped(vectors: Tensor, bound: float) -> Tensor:
     """Return whole vectors whose exact length is at most the bound; shorter ones as they are.
 
-    What is not finite becomes 0, so that no image can stop or blow up a release. Longer vectors are
-    scaled and cut toward 0; lengths are compared as sums of squares of whole numbers.
+    What is not finite becomes 0, so that no vector can stop or blow up a release. Longer vectors
+    are scaled and cut toward 0; lengths are compared as sums of squares of whole numbers.
     Shapes: vectors float64 or int64 [n, ...] in units of 1 / GRID; bound in units of one.
     """
     limit = math.floor(bound * GRID) ** 2
@@ -226,6 +227,11 @@ class Clean:
             raise TypeError(f"found sums {sums.dtype}; expected int64")
         self._sums: Tensor | None = sums
         self._bound = bound
+        self._turn = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies and pickles: a second one could be released again."""
+        raise TypeError("found a copy of sums without noise; expected one only")
 
     def release(self, noise: float) -> Tensor:
         """Return the sums with noise of standard deviation noise times the bound, and forget them.
@@ -235,12 +241,13 @@ class Clean:
         Source: Canonne, Kamath and Steinke, NeurIPS 2020 (arXiv 2004.00010).
         Raises: RunRefused when they were released before.
         """
-        if self._sums is None:
+        with self._turn:
+            sums, self._sums = self._sums, None
+        if sums is None:
             raise RunRefused(
                 "found sums that were released before; expected one release: fresh noise on the "
                 "same sums would wear the guarantee away"
             )
-        sums, self._sums = self._sums, None
         deviation = math.sqrt((noise * self._bound * GRID) ** 2 + SMOOTH)
         noisy = sums + discrete_gaussian(sums.numel(), deviation).view_as(sums)
         sums.zero_()

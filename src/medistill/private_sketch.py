@@ -161,10 +161,11 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
             f"{unit} more could change all of them; expected none that do"
         )
     if unit == "image":
-        if card.patients and real.groups is not None and len(real.groups.unique()) < len(real):
+        if _several(real):
             raise UsageError(
-                f"found patients of {card.name} with several images; expected --unit patient: a "
-                "promise for each image would say less of a patient than it seems to"
+                f"found patients of {card.name} with several images; expected --unit patient, who "
+                "is named for every image: a promise for each image would say less of a patient "
+                "than it seems to"
             )
         return torch.arange(len(real))
     if not card.patients or real.groups is None:
@@ -174,6 +175,22 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
             "--unit image where no patient has two images"
         )
     return real.groups
+
+
+def _several(real: RealSet) -> bool:
+    """Say whether somebody has several images, as far as the source knows.
+
+    Where it names no patients, groups may number equal images too, which are no more than one.
+    """
+    if real.groups is None:
+        return False
+    order = real.groups.argsort(stable=True)
+    groups = real.groups[order]
+    again = (groups[1:] == groups[:-1]).nonzero().flatten()
+    if real.card.patients:
+        return len(again) > 0
+    pairs = (real.images[order[[i, i + 1]]] for i in again.tolist())
+    return any(not torch.equal(one, other) for one, other in pairs)
 
 
 def private_sketch(
@@ -197,11 +214,16 @@ def private_sketch(
     something to see is not asked here, for the answer depends on the data: see `plan`.
     Source: one-shot noisy moments with the exact calibration of Balle and Wang (arXiv 1805.06530);
     the proof stands in docs/privacy.md.
-    Raises: UsageError when something is private that must be public (see `check`); RunRefused when
-    the ledger's limit is reached.
+    Raises: UsageError when something is private that must be public (see `check`), or it would be
+    compiled; RunRefused when the ledger's limit is reached.
     """
     check_backbone(spec, real.card)
     units = check(real, unit, classes)
+    if compute.compile:
+        raise UsageError(
+            "found a compiled private sketch; expected a plain one: only for that it is shown that "
+            "no image moves the numbers of another (docs/privacy.md)"
+        )
     extra("opendp.prelude", "dp")  # asked before anything is spent
     promise = _promise(spec, epsilon, delta, unit)
     ledger.check(real.card.name, real.digest, promise)
@@ -212,7 +234,7 @@ def private_sketch(
     return _noisy(clean, real.card, spec, spreads, replace(promise, receipts=(noted,)))
 
 
-def released(
+def audited_release(
     real: RealSet,
     units: Tensor,
     spec: SketchSpec,
@@ -222,8 +244,8 @@ def released(
 ) -> Sketch:
     """Return the sketch that one release of the units' sum gives; all but the noise is public.
 
-    No ledger is asked here. Noisy counts are rounded, and no less than 1; the digest of the data is
-    left out.
+    For audits, whose releases nobody sees: no ledger is asked here. Noisy counts are rounded, and
+    no less than 1; the digest of the data is left out.
     """
     _check_bounded(spec)
     spreads = all_spreads(spec, real.card)

@@ -28,8 +28,9 @@ from ..records import (
     Json,
     digest,
     from_record,
-    kept,
+    load_state,
     read_json,
+    save_state,
     to_record,
     write_atomic,
     write_json,
@@ -39,7 +40,7 @@ from ..train import CPU
 from .affordable import affordable, copying, in_time
 from .attributes import attributes, subgroups
 from .copies import Copies, copies
-from .curves import LEVEL
+from .curves import LEVEL, RATES
 from .facts import Fact, facts_of
 from .mechanism import audit_mechanism, worst_patient
 from .membership import (
@@ -62,7 +63,8 @@ HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
 FEWEST_IMAGES = 40
-AREAS = 2 * len(ATTACKS)  # that are looked at together: of each attack, for two kinds of images
+# What is looked at together: an area and each rate, of each attack, for two kinds of images.
+TOGETHER = 2 * len(ATTACKS) * (1 + len(RATES))
 CONTROL_STEPS = 400  # until copies are known by heart
 
 
@@ -100,7 +102,7 @@ def audit_run(
     made, run = SyntheticSet.load(folder / "synthetic.safetensors"), read_json(folder / "run.json")
     _check(made, run, splits)
     plain, splits = splits.train, _seen_by(made, splits)
-    count = min(images, len(splits.train))
+    count = _asked_about(images, len(splits.train))
     if count < FEWEST_IMAGES:
         raise UsageError(
             f"found {count} training images to ask about; expected {FEWEST_IMAGES} or more: give "
@@ -109,7 +111,8 @@ def audit_run(
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["set"], record["data"] = made.digest, counted(splits.train)
-    record["facts"] = _facts(made, run, plain, ledger)
+    chosen = (folder / "evaluation.json").is_file()
+    record["facts"] = _facts(made, run, plain, ledger, chosen)
     record["copies"] = _copies_told(folder, made, splits, seed)
     left: list[str] = []
     parts = _of_the_release(run, left)
@@ -126,6 +129,19 @@ def audit_run(
     record["verdict"] = verdict(record)
     write_json(folder / "audit.json", record)
     return record
+
+
+def _asked_about(images: int, all_images: int) -> int:
+    """Return how many images are asked about: of fewer than that a round number, which tells less.
+
+    Example:
+        >>> _asked_about(400, 4708), _asked_about(400, 364), _asked_about(400, 41)
+        (400, 300, 40)
+    """
+    if images <= all_images:
+        return images
+    step = int(10 ** (len(str(all_images)) - 1))
+    return all_images // step * step
 
 
 def _seen_by(made: SyntheticSet, splits: Splits) -> Splits:
@@ -217,12 +233,14 @@ def _other(card: Card, run: Json) -> DataError:
     )
 
 
-def _facts(made: SyntheticSet, run: Json, real: RealSet, ledger: Ledger | None) -> list[Json]:
+def _facts(
+    made: SyntheticSet, run: Json, real: RealSet, ledger: Ledger | None, chosen: bool
+) -> list[Json]:
     """Return the facts, and whether nothing shows that the data are those of a private release.
 
     Raises: DataError when the ledger knows that they are others.
     """
-    found = facts_of(made, run)
+    found = facts_of(made, run, chosen=chosen)
     held = (run.get("sketch") or {}).get("privacy")
     receipts = held["receipts"] if held else ()
     noted = [one for one in ledger.releases() if one.receipt in receipts] if ledger else []
@@ -266,7 +284,7 @@ def _membership(
 def _control_of(
     pool: Pool, way: Way, models: int, seed: int, engine: Engine, cache: Path | None
 ) -> Json:
-    """Return what the attacks find of copies, from the cache where that was asked before."""
+    """Attack copies, whose models are those of the cache where they were asked before."""
     what = {
         "pool": pool.real.digest,
         "units": len(pool.first),
@@ -280,12 +298,25 @@ def _control_of(
         "torch": torch.__version__,
         "version": __version__,
     }
-    path = cache / "controls" / f"{digest(what)[:24]}.json" if cache else None
+    path = cache / "controls" / f"{digest(what)[:24]}.safetensors" if cache else None
+    held = _known(path)
+    if held is None:
+        held = shadows(pool, way, models=models, seed=seed, engine=engine)
+        if path is not None:
+            state = {name: torch.from_numpy(one) for name, one in held._asdict().items()}
+            save_state(path, state, {"control": what})
+    return _leaks(pool, held)
 
-    def make() -> Json:
-        return _leaks(pool, shadows(pool, way, models=models, seed=seed, engine=engine))
 
-    return kept(path, make)
+def _known(path: Path | None) -> Shadows | None:
+    """Return the models of a cache, if they are there and whole."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        state, _ = load_state(path)
+        return Shadows(*(state[name].numpy() for name in Shadows._fields))
+    except (DataError, KeyError):
+        return None  # made again, and written over
 
 
 def _unit(pool: Pool) -> Unit:
@@ -307,7 +338,7 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
         sides = {"natural": leak.natural, "canaries": leak.canaries}
         return {name: dataclasses.asdict(side) for name, side in sides.items() if side}
 
-    together = 1 - (1 - LEVEL) / AREAS
+    together = 1 - (1 - LEVEL) / TOGETHER
     return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
 
 

@@ -1,6 +1,6 @@
 """The copy check: does a synthetic image lie nearer to a real one than real ones to each other?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +63,7 @@ def copies(
     Every tile of an image that holds several is looked at, beside real images that were shrunken to
     a tile and enlarged again, as one of these would have been. Pixels of an image are centered and
     scaled to norm 1, so that another brightness hides no copy; features are a random network's.
+    Images are looked at in a mirror too, held-out ones alike.
     Shapes: `members` and `others` are training and held-out images of the same card.
     Raises: UsageError when one of them is empty.
     """
@@ -111,14 +112,15 @@ def _compare(
     def shown(images: Tensor) -> Tensor:
         return see(real(images))
 
-    held = torch.cat(
-        [
-            shown(others.normalized(part))
-            for part in torch.arange(len(others)).split(read_size(others))
-        ]
-    )
-    distances, nearest = _nearest(see(made), members, shown)
-    usual, _ = _nearest(held, members, shown)
+    def mirrored(images: Tensor) -> Tensor:
+        return see(real(images).flip(-1))
+
+    parts = torch.arange(len(others)).split(read_size(others))
+    held = [
+        torch.cat([way(others.normalized(part)) for part in parts]) for way in (shown, mirrored)
+    ]
+    distances, nearest = _either((see(made), see(made.flip(-1))), members, shown)
+    usual, _ = _either(held, members, shown)
     place = max(1, round(QUANTILE * len(usual)))
     yardstick = float(usual.sort().values[place - 1])
     exact = int((distances < SAME * max(float(usual.median()), 1e-12)).sum())
@@ -145,6 +147,12 @@ def chance_of(suspects: int, images: int, place: int, others: int) -> float:
         return 1.0
     first = suspects + place - 1
     return float(hypergeom.sf(suspects - 1, images + others, images, first))
+
+
+def _either(sides: Sequence[Tensor], members: RealSet, see: See) -> tuple[Tensor, Tensor]:
+    """Return what `_nearest` does, of images and of their mirror images, whichever is nearer."""
+    (plain, first), (other, second) = (_nearest(rows, members, see) for rows in sides)
+    return torch.minimum(plain, other), torch.where(other < plain, second, first)
 
 
 def _nearest(rows: Tensor, members: RealSet, see: See) -> tuple[Tensor, Tensor]:

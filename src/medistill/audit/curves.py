@@ -15,7 +15,7 @@ from ..rng import Rng
 Array = NDArray[np.float64]
 RATES = (0.001, 0.01)
 LEVEL = 0.95
-BOOTSTRAPS = 400
+BOOTSTRAPS = 2000
 
 
 def exact_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
@@ -40,15 +40,17 @@ def exact_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, 
 class Found:
     """How well scores tell members from others at one rate of false positives.
 
-    `resolved` is False where there are too few others to measure that rate: even no false positive
-    among n bounds it by about 3 / n only. Members and others count images (patients), however often
-    each was asked.
+    `low` and `high` hold the share at 95%; `sure` is a lower end at the level of all that is looked
+    at together. `resolved` is False where there are too few others to measure that rate: even no
+    false positive among n bounds it by about 3 / n only. Members and others count images
+    (patients), however often each was asked.
     """
 
     rate: float
     tpr: float
     low: float
     high: float
+    sure: float
     members: int
     others: int
     resolved: bool
@@ -89,9 +91,9 @@ def curve_of(
         threshold = descending[allowed] if allowed < len(others) else -math.inf
         hits = int((members > threshold).sum())
         low, high = exact_interval(hits, len(members))
-        sizes = len(members), len(others)
+        sure, sizes = exact_interval(hits, len(members), level)[0], (len(members), len(others))
         found.append(
-            Found(rate, hits / len(members), low, high, *sizes, _resolves(len(others), rate))
+            Found(rate, hits / len(members), low, high, sure, *sizes, _resolves(len(others), rate))
         )
     return Curve(area, max(0.0, area - half), min(1.0, area + half), tuple(found))
 
@@ -125,9 +127,9 @@ def clustered(
     """Measure scores of the same images under several models, as `curve_of` does for one.
 
     Scores of an image go together whichever model it is asked of, so intervals come from drawing
-    images anew, with all their scores (400 draws, percentiles), and are never narrower than those
-    that take all scores for independent. `level` is that of the area; shares have 95%. Scores that
-    are nan are left out.
+    images anew, with all their scores (2,000 draws, percentiles), and are never narrower than those
+    that take all scores for independent. `level` is that of the area and of `sure`; shares have
+    95%. Scores that are nan are left out.
     Shapes: scores, inside [models, n].
     """
     known = np.isfinite(scores)
@@ -145,6 +147,7 @@ def clustered(
         shares.append(tprs)
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(areas, [tail, 100 - tail])
+    sure = np.nanpercentile(np.array(shares), tail, axis=0)
     tail = 100 * (1 - LEVEL) / 2
     within = np.nanpercentile(np.array(shares), [tail, 100 - tail], axis=0).T
     members, others = (int((side & known).any(0).sum()) for side in (inside, ~inside))
@@ -153,11 +156,12 @@ def clustered(
             one,
             low=min(one.low, float(a)),
             high=max(one.high, float(b)),
+            sure=min(one.sure, float(c)),
             members=members,
             others=others,
             resolved=_resolves(others, one.rate),
         )
-        for one, (a, b) in zip(found.found, within, strict=True)
+        for one, (a, b), c in zip(found.found, within, sure, strict=True)
     )
     return Curve(found.auc, min(found.auc_low, float(low)), max(found.auc_high, float(high)), wider)
 

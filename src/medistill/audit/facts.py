@@ -19,10 +19,14 @@ class Fact:
     text: str
 
 
-def facts_of(made: SyntheticSet, run: Json) -> list[Fact]:
-    """Return what is known of a set's start, labels, shares, recipe and guarantee."""
+def facts_of(made: SyntheticSet, run: Json, *, chosen: bool = False) -> list[Fact]:
+    """Return what is known of a set's start, labels, shares, recipe and guarantee.
+
+    `chosen` says that rate and stop of the recipe are those that evaluate chose.
+    """
     held = (run.get("sketch") or {}).get("privacy")
-    facts = [_start(made), _labels(made), _shares(made, run, bool(held)), _rate(made, run)]
+    facts = [_start(made), _labels(made), _shares(made, run, bool(held))]
+    facts.append(_rate(made, run, chosen))
     if made.card.normalization == GIVEN:
         facts.append(Fact("normalization", "none", "mean and std were given, not taken from data"))
     else:
@@ -91,7 +95,10 @@ def _shares(made: SyntheticSet, run: Json, noisy: bool) -> Fact:
     return Fact(kind, "none", "there are equally many images of each class")
 
 
-def _rate(made: SyntheticSet, run: Json) -> Fact:
+def _rate(made: SyntheticSet, run: Json, chosen: bool) -> Fact:
+    if chosen:
+        told = "rate and stop of the recipe are what did best on real validation images"
+        return Fact("recipe", "some", told)
     if run["settings"].get("lr_rate"):
         told = f"the rate {made.recipe.lr:g} was learned from networks that patients' images taught"
         return Fact("recipe", "some", told)

@@ -22,7 +22,7 @@ from ..methods import Method, Task
 from ..methods.base import labels_at, recipe_of
 from ..model import train
 from ..privacy import Guarantee
-from ..private_sketch import released
+from ..private_sketch import audited_release
 from ..probes import SketchSpec
 from ..progress import progress
 from ..rng import Rng
@@ -208,7 +208,7 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
         units = torch.arange(len(real))
         if guarantee.unit == "patient" and real.groups is not None:
             units = real.groups
-        held = released(real, units, spec, guarantee, task.compute)
+        held = audited_release(real, units, spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
 

@@ -3,7 +3,7 @@
 from ..records import Json
 from .curves import RATES
 
-FORMAT = "medistill audit 2"
+FORMAT = "medistill audit 3"
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
 RATE = RATES[-1]
@@ -12,7 +12,8 @@ RATE = RATES[-1]
 def verdict(record: Json) -> Json:
     """Say what was found, and whether the controls allow to say it.
 
-    A leak is an attack whose area lies above one half with its interval, a failed copy check, or a
+    A leak is an attack whose area lies above one half, or what it finds at a small rate of false
+    alarms above that rate, with an interval for all of these together; a failed copy check; or a
     release that breaks its promise. Its absence is said only of these attacks, and only where the
     positive control was found, by an attack on the student and in the set itself, and the negative
     one was not. `blind` names the attacks that did not find their own control: that these find
@@ -35,11 +36,12 @@ def verdict(record: Json) -> Json:
     copied = all(_sees("set", curve) for curve in control["set"].values())
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
     positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
-    negative = all(curve["auc_low"] <= 0.5 for curve in nothing)
+    negative = not any(map(_tells, nothing))
     for name, one in record["membership"].items():
         for side, curve in one.items():
-            if curve["auc_low"] > 0.5 and negative:
-                members.append(f"{name} finds {side} (AUC {curve['auc']:.2f})")
+            by = _tells(curve)
+            if by and negative:
+                members.append(f"{name} finds {side} ({by})")
     claimed = record["one_run"].get("claimed")
     if claimed is not None and record["one_run"]["lower"] > claimed:
         members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {claimed:g}")
@@ -59,6 +61,20 @@ def verdict(record: Json) -> Json:
         if not _sees(name, curve)
     ]
     return {"leaks": bool(reasons), "reasons": reasons, "blind": blind, "membership": valid}
+
+
+def _tells(curve: Json) -> str:
+    """Return by what an attack tells members from others, beyond chance; empty where it does not.
+
+    A few members that are given away wholly hardly move the area; rates that too few others
+    measure are left out.
+    """
+    if curve["auc_low"] > 0.5:
+        return f"AUC {curve['auc']:.2f}"
+    for one in curve["found"]:
+        if one["resolved"] and one["sure"] > one["rate"]:
+            return f"{100 * one['tpr']:.1f}% at {100 * one['rate']:g}% false alarms"
+    return ""
 
 
 def _sees(name: str, curve: Json) -> bool:

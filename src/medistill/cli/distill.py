@@ -181,7 +181,10 @@ def _method(
     if paper and name in PRESETS:
         raise UsageError(f"found --method {name} with --paper; expected a method that has one")
     chosen = name or ("dm" if held is None else "sketch")
-    known = {} if held is None or chosen != "sketch" else held.settings
+    method = make(chosen, fields)
+    if held is None or not method.from_sketch:
+        return method
+    known = {name: value for name, value in held.settings.items() if name in vars(method)}
     return make(chosen, {**known, **fields})
 
 

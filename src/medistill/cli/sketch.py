@@ -154,6 +154,8 @@ def sketch(
     """
     _check_out(out)
     source = optioned(source, window=window, spacing=spacing)
+    if epsilon is not None:
+        device = _proved(device)
     real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
     counts = {"networks": networks, "frequencies": frequencies, "moments": moments}
     asked = {**counts, "scale": scale, "layers": layers}
@@ -172,6 +174,21 @@ def sketch(
         emit(plan_record(about), plan_text(about), as_json)
     else:
         _write(out, partial(_private, real, spec, way, asked_for), as_json)
+
+
+def _proved(device: str) -> str:
+    """Return the processor, on which it is shown that no image moves another's numbers.
+
+    Raises: UsageError when another device is asked for.
+    """
+    from ..errors import UsageError
+
+    if device not in ("auto", "cpu"):
+        raise UsageError(
+            f"found --device {device} with --epsilon; expected cpu: nobody has shown that a GPU "
+            "computes each image alone, to the last bit (docs/privacy.md)"
+        )
+    return "cpu"
 
 
 class _Way(NamedTuple):

@@ -34,6 +34,17 @@ class Sketched(Method):
     def spec(self, task: Task) -> SketchSpec:
         """Return what the sketch of this task is made of."""
 
+    def check(self, task: Task) -> None:
+        """Refuse settings that are not those of the given sketch."""
+        spec = self.spec(task)
+        for name in SETTINGS:
+            own = getattr(self, name, getattr(spec, name))  # a method need not have them all
+            if own != getattr(spec, name):
+                raise UsageError(
+                    f"found {name} {own}; expected {getattr(spec, name)}, as in the sketch: leave "
+                    "it out, or make another sketch"
+                )
+
     def prepared_from(self, task: Task) -> Json:
         """Return the sketch's own settings: all budgets, rates and seeds share one."""
         return {"sketch": to_record(self.spec(task))}
@@ -85,20 +96,14 @@ class FromSketch(Sketched):
 
     def check(self, task: Task) -> None:
         """Refuse settings that no sketch can have, or that are not those of the given one."""
-        spec = self.spec(task)
         shape = task.real.card.shape
         if not 1 <= self.factor <= min(shape) // 4:
             raise UsageError(
                 f"found factor {self.factor} for images of {'x'.join(map(str, shape))}; expected "
                 "1 or more, and tiles of 4 pixels or more along each axis"
             )
-        for name in SETTINGS:
-            if getattr(self, name) != getattr(spec, name):
-                raise UsageError(
-                    f"found {name} {getattr(self, name)}; expected {getattr(spec, name)}, as in "
-                    "the sketch: leave it out, or make another sketch"
-                )
-        check_backbone(spec, task.real.card)
+        super().check(task)
+        check_backbone(self.spec(task), task.real.card)
 
     def spec(self, task: Task) -> SketchSpec:
         """Return what the sketch of this task is made of."""

@@ -47,15 +47,8 @@ OF_AUDIT = (
     "models",
     "images",
     "unit",
-    "units",
-    "canaries",
-    "membership",
-    "positive_control",
-    "negative_control",
-    "one_run",
     "reconstruction",
     "mechanism",
-    "left_out",
     "verdict",
 )
 NO_REPORT = "# {name}\n\nThis set was not audited: nothing is known of what it tells of patients.\n"
@@ -125,7 +118,7 @@ def pack(
         MANIFEST: canonical(record),
         DATA: data,
         "evaluation.json": canonical(_evaluation(evaluation)),
-        "privacy.json": canonical(_privacy(chosen, run, audit)),
+        "privacy.json": canonical(_privacy(chosen, run, audit, evaluation is not None)),
         "croissant.json": canonical(croissant(record, data)),
         "REPORT.md": _report(folder, terms, audit, held).encode(),
     }
@@ -235,41 +228,55 @@ def _evaluation(evaluation: Json | None) -> Json:
     return {} if evaluation is None else {name: evaluation[name] for name in OF_EVALUATION}
 
 
-def _privacy(made: SyntheticSet, run: Json, audit: Json | None) -> Json:
+def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) -> Json:
     """Return the guarantee, the facts and what attacks found, without sizes of the data."""
     sketched = run.get("sketch") or {}
     record: Json = {
         "guarantee": sketched.get("privacy"),
         "networks": sketched["spec"]["networks"] if sketched else None,
-        "facts": [dataclasses.asdict(fact) for fact in facts_of(made, run)],
+        "facts": [dataclasses.asdict(fact) for fact in facts_of(made, run, chosen=chosen)],
         "audit": None,
     }
     if audit is not None:
         told = {name: audit[name] for name in OF_AUDIT if name in audit}
-        # What tells the sizes of classes and groups, or real images, stays at home.
+        # What tells the sizes of the data, of classes and of groups, or real images, stays at home.
+        for name in ("membership", "positive_control", "negative_control"):
+            if name in audit:
+                told[name] = {kind: _curves(by) for kind, by in audit[name].items()}
+        if "one_run" in audit:
+            told["one_run"] = _without(audit["one_run"], "guesses", "right")
+        told["left_out"] = [one.partition(":")[0] for one in audit["left_out"]]
         told["copies"] = [_without(one, "nearest", "yardstick") for one in audit["copies"]]
         told["attributes"] = [_without(one, "majority") for one in audit["attributes"]]
-        told["subgroups"] = [_without(one, "images") for one in audit["subgroups"]]
+        told["subgroups"] = [_without(one, "images", "low", "high") for one in audit["subgroups"]]
         if "reconstruction" in told:
             told["reconstruction"] = _without(told["reconstruction"], "chance")
         # More of their digits are chance, and take room.
-        record["audit"] = _finite(told, places=5)
+        record["audit"] = _finite(told, digits=3)
     found: Json = _finite(record)
     return found
+
+
+def _curves(by: Json) -> Json:
+    """Return an attack's findings without how many images (patients) were asked about."""
+    return {
+        side: {**curve, "found": [_without(at, "members", "others") for at in curve["found"]]}
+        for side, curve in by.items()
+    }
 
 
 def _without(record: Json, *names: str) -> Json:
     return {key: value for key, value in record.items() if key not in names}
 
 
-def _finite(value: Any, places: int | None = None) -> Any:
+def _finite(value: Any, digits: int | None = None) -> Any:
     """Return a record whose numbers are finite, as JSON has them, else null; rounded if asked."""
     if isinstance(value, float):
-        found = value if places is None else round(value, places)
+        found = value if digits is None else float(f"{value:.{digits}g}")
         return found if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one, places) for key, one in value.items()}
-    return [_finite(one, places) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(one, digits) for key, one in value.items()}
+    return [_finite(one, digits) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _report(folder: Path, terms: Terms, audit: Json | None, least: int) -> str:

@@ -89,7 +89,7 @@ def sections(
     )
     return [
         _what(run, audit, size, least),
-        _guarantee(run, ledger),
+        _guarantee(run, audit, ledger),
         _tests(audit, least is not None),
         _grid(run, audit),
         Section("What remains", [_remains(audit), end]),
@@ -146,11 +146,28 @@ def _promise(run: Json) -> Json | None:
     return found
 
 
-def _guarantee(run: Json, ledger: Ledger | None) -> Section:
+def _refuted(audit: Json) -> str:
+    """Return what the attacks prove against the promise, or nothing."""
+    release, one = audit.get("mechanism", {}), audit.get("one_run", {})
+    if release.get("broken"):
+        return f"releases show an epsilon of {release['lower']:.2f} or more"
+    claimed = one.get("claimed")
+    if claimed is not None and one["lower"] > claimed:
+        return f"one run shows an epsilon of {one['lower']:.2f} or more"
+    return ""
+
+
+def _guarantee(run: Json, audit: Json, ledger: Ledger | None) -> Section:
     held = _promise(run)
     if held is None:
         none = "None. No mechanism bounds what the set tells of a patient; only attacks were tried."
         return Section("Guarantee", [none])
+    if refuted := _refuted(audit):
+        false = (
+            f"None that holds. Epsilon {held['epsilon']:g} is claimed, and was refuted: {refuted}. "
+            "Something between the data and the release is not as the proof takes it to be."
+        )
+        return Section("Guarantee", [false])
     gain = attacker(held["epsilon"], held["delta"])
     blocks: list[Block] = [
         f"Differential privacy, epsilon {held['epsilon']:g}, delta {held['delta']:g}, for each "
@@ -178,7 +195,8 @@ def _together(held: Json, ledger: Ledger) -> str:
         total = ledger.together(one.data, one.digest, delta)
         told.append(
             f"All {number} releases of {one.data} in the ledger together: epsilon {total:.2f} at "
-            f"delta {delta:g}."
+            f"delta {delta:g}. Who has all of them finds a member "
+            f"{100 * attacker(total, delta)['tpr_at_0.01']:.1f} times in 100 at most, not as above."
             if number > 1
             else f"It is the only release of {one.data} in the ledger."
         )
@@ -237,12 +255,13 @@ def _tests(audit: Json, outside: bool) -> Section:
             ("positive control: copies, must be found", "positive_control"),
             ("negative control: nothing to find", "negative_control"),
         ):
-            rows += _attack_rows(title, audit[key])
+            rows += _attack_rows(title, audit[key], outside)
         one = audit["one_run"]
         said = (
             f"epsilon is at least {one['lower']:.2f}; {one['provable']:.2f} could be shown at most"
         )
-        rows.append(("one run", f"{one['right']} of {one['guesses']} guesses right", said))
+        right = "" if outside else f"{one['right']} of {one['guesses']} guesses right"
+        rows.append(("one run", right, said))
     text = (
         "The attacker is assumed to know the method, its settings and the training recipe, and to "
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
@@ -256,9 +275,14 @@ def _tests(audit: Json, outside: bool) -> Section:
         for one in audit["subgroups"]
     ]
     told = "Accuracy of one student of the set on validation images, group by group:"
-    left = [f"Not tried: {one}." for one in audit["left_out"]]
+    left = [f"Not tried: {_reason(one, outside)}." for one in audit["left_out"]]
     found, groups = Table(("attack", "what", "found"), rows), ("group", "images", "percent")
     return Section("What was tried", [text, found, *left, told, Table(groups, served)])
+
+
+def _reason(left_out: str, outside: bool) -> str:
+    """Return what was left out, and inside why, which may tell how many images there are."""
+    return left_out.partition(":")[0] if outside else left_out
 
 
 def _asked(audit: Json) -> str:
@@ -278,13 +302,15 @@ def _as_one(audit: Json) -> str:
     return " Members are patients: all images of one are in or out together and asked about as one."
 
 
-def _attack_rows(title: str, sides: Json) -> list[tuple[str, ...]]:
+def _attack_rows(title: str, sides: Json, outside: bool) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for attack, by in sides.items():
         for side, curve in by.items():
             at: dict[str, Any] = next(one for one in curve["found"] if one["rate"] == RATE)
             rare = next(one for one in curve["found"] if one["rate"] == RARE)
-            what = f"{attack}, {side}: {at['members']:,} members, {at['others']:,} others"
+            what = f"{attack}, {side}"
+            if not outside:
+                what += f": {at['members']:,} members, {at['others']:,} others"
             area = f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]"
             rows.append((title, what, f"{rate_text(at)}; at 0.1%: {rate_text(rare)}; AUC {area}"))
     return rows
@@ -294,6 +320,8 @@ def _grid(run: Json, audit: Json) -> Section:
     """Return the three criteria of WP216 (05/2014), each with its evidence and what remains."""
     held, found = _promise(run), audit["verdict"]
     bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
+    if held and _refuted(audit):
+        bound = "not bounded: what was claimed was refuted"
     copied = any(one["failed"] for one in audit["copies"])
     asked = "membership" in audit
     members = [text for text in found["reasons"] if " finds " in text or " proves " in text]
