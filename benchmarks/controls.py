@@ -12,6 +12,7 @@ attack on the student. Results go to results/controls.json.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch
 from medistill import __version__
 from medistill.audit import audit_mechanism, worst_patient
 from medistill.audit.affordable import copying
-from medistill.audit.battery import CONTROL_STEPS, NUMBERS
-from medistill.audit.membership import Way, attack, nothing_to_find, pool_of, shadows
+from medistill.audit.battery import CONTROL_STEPS, LEVEL_OF_ALL, NUMBERS
+from medistill.audit.membership import Leak, Way, attack, nothing_to_find, pool_of, shadows
+from medistill.audit.verdict import tells
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
 from medistill.compute import Compute
@@ -89,16 +91,25 @@ def negative() -> list[dict[str, Any]]:
         with hushed():
             held = shadows(pool, way(), models=MODELS)
         rows: dict[str, list[dict[str, float]]] = {}
+        told = 0
         for seed in range(SEEDS):
-            for leak in attack(pool, nothing_to_find(pool, held, seed)):
+            nothing = nothing_to_find(pool, held, seed)
+            told += any(map(tells, curves(attack(pool, nothing, level=LEVEL_OF_ALL))))
+            for leak in attack(pool, nothing):
                 assert leak.natural is not None
                 at = next(one for one in leak.natural.found if one.rate == RATE)
                 curve = leak.natural
                 row = {"auc_low": curve.auc_low, "auc_high": curve.auc_high}
                 row |= {"low": at.low, "high": at.high}
                 rows.setdefault(leak.attack, []).append({k: round(v, 4) for k, v in row.items()})
-        found.append({"set": name, "models": MODELS, "attacks": rows})
+        found.append({"set": name, "models": MODELS, "attacks": rows, "told": told})
     return found
+
+
+def curves(leaks: list[Leak]) -> list[dict[str, Any]]:
+    """Return what verdicts look at."""
+    sides = [side for leak in leaks for side in (leak.natural, leak.canaries) if side is not None]
+    return [dataclasses.asdict(side) for side in sides]
 
 
 def positive() -> list[dict[str, Any]]:
@@ -156,6 +167,13 @@ def table() -> None:
                     f"| {row['set']} | {attack_} | {len(found)} | {100 * area / len(found):.1f}% "
                     f"| {100 * share / len(found):.1f}% |"
                 )
+        for row in held["negative"]:
+            if "told" in row:
+                lines += [
+                    "",
+                    f"{row['set']}: a verdict would have said that something was found by "
+                    f"{row['told']} of {SEEDS} coins (5 in 100 are meant, at most).",
+                ]
     if "positive" in held:
         lines += ["", "## Copies to find", ""]
         lines += ["| set | attack | images | area | found at one false alarm in a hundred |"]

@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file anew, whole or not at all."""
-    half = path.with_suffix(".part")
-    half.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    half.replace(path)
+def replace(path: Path, row: Row, place: Callable[[Row], object]) -> None:
+    """Add a row in the stead of those of the same place, under a lock."""
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = [line for line in file if place(json.loads(line)) != place(row)]
+        file.truncate(0)
+        file.writelines([*kept, json.dumps(row) + "\n"])

@@ -90,8 +90,7 @@ def main() -> None:
             wanted &= "epsilon" not in start or ";n=" not in name
             if wanted and (name, method, start) not in done:
                 row = measured(name, method, start, given.workers)
-                others = [one for one in jsonl.read(RESULTS) if place(one) != place(row)]
-                jsonl.write(RESULTS, [*others, row])
+                jsonl.replace(RESULTS, row, place)
                 print(name, method, start, row["membership"]["lira"], flush=True)
 
 
@@ -180,7 +179,7 @@ def table() -> None:
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|---" * len(heads) + "|")
         rows = sorted(
-            (row for row in jsonl.read(RESULTS) if row["set"] == name),
+            (row for row in jsonl.read(RESULTS) if row["set"] == name and place(row)[1:] in WAYS),
             key=lambda row: WAYS.index((row["method"], row["start"])),
         )
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]

@@ -705,18 +705,25 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert record["mechanism"]["claimed"] == 20
     assert record["mechanism"]["broken"] is False
     assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.4)
-    broken = {"mechanism": {**record["mechanism"], "broken": True, "lower": 21.5}}
-    beyond = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
-    for proof, said in ((broken, "releases show an epsilon of 21.50"), (beyond, "of 20.50")):
-        write_json(tmp_path / "run" / "audit.json", {**record, **proof})
-        refuted = officer(tmp_path / "run")
-        assert said in refuted
-        assert "None that holds" in refuted
-        assert "bounded by epsilon" not in refuted
-        assert "against every attack" not in refuted
+    refuted_guarantees_are_taken_back(tmp_path / "run", record, told)
     facts = {fact["kind"]: fact for fact in record["facts"]}
     assert facts["normalization"]["weight"] == facts["guarantee"]["weight"] == "none"
     assert "digest" not in facts
+
+
+def refuted_guarantees_are_taken_back(run: Path, record: dict[str, Any], told: str) -> None:
+    """Check what the officer reads where attacks show more than was promised."""
+    broken = {"mechanism": {**record["mechanism"], "broken": True, "certain": 21.5}}
+    write_json(run / "audit.json", {**record, **broken})
+    refuted = officer(run)
+    assert "None that holds" in refuted
+    assert "releases show an epsilon of 21.50" in refuted
+    for claim in ("bounded by epsilon", "against every attack", "itself is covered"):
+        assert claim not in refuted
+        assert claim in told
+    beyond = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
+    write_json(run / "audit.json", {**record, **beyond})
+    assert "Against it: one run of attacks shows an epsilon of 20.50" in officer(run)
 
 
 def curve(low: float, high: float, found: float = 0.0) -> dict[str, Any]:

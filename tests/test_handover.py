@@ -105,13 +105,24 @@ def test_monai_reads_the_bundle(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.as_tensor(np.asarray(seen))[0], luma, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("rule", ["window center 40 width 400 to 0..1, 16 bit", "16-bit values"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "window center 40 width 400 to 0..1, 16 bit",
+        "16-bit values / 65535",
+        "8-bit values / 255; 16-bit values / 65535",
+        "8-bit values / 255; stretch to 16x16",
+    ],
+)
 def test_a_bundle_of_other_images_names_their_rule_and_reads_none(
     rule: str, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "b", network(), dataclasses.replace(RECIPE, intensity=rule), CARD)
     config = json.loads((tmp_path / "b" / "configs" / "inference.json").read_text())
     assert "preprocessing" not in config
+    padded = dataclasses.replace(RECIPE, intensity="8-bit values / 255; pad to 16x16")
+    write_bundle(tmp_path / "p", network(), padded, CARD)
+    assert "preprocessing" in json.loads((tmp_path / "p/configs/inference.json").read_text())
     assert rule in (tmp_path / "b" / "docs" / "README.md").read_text()
 
 

@@ -24,7 +24,7 @@ from medistill.cli import app
 from medistill.data import load
 from medistill.errors import DataError, PackageRefused, UsageError
 from medistill.package import Terms, generate, load_private, pack, read, transfer, written
-from medistill.package.export import bytes_of, export, slug, whole
+from medistill.package.export import _license, bytes_of, export, slug, whole
 from medistill.package.seal import generate_identity, seal, unseal
 from medistill.package.transfer import MOST, pulled, push
 from medistill.records import read_json, write_atomic
@@ -277,7 +277,9 @@ def test_other_programs_read_what_export_writes(site: Path, tmp_path: Path) -> N
     card = (tmp_path / "hf.npz" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc0-1.0\n")
     assert "distilled from phantom" in card
-    assert "- guarantee: none" in card
+    assert "- guarantee: `none`" in card
+    for text, wanted in (("CC-BY-4.0", "cc-by-4.0"), ("CC BY 4.0", "cc-by-4.0"), ("X", "other")):
+        assert _license(text).splitlines()[0] == f"license: {wanted}"
     for place in ("hf.npz", "folder.npz"):  # who obeys it must not cut tiles again
         assert read_json(tmp_path / place / "recipe.json")["factor"] == 1
     assert (tmp_path / "hf.npz" / "train" / "000-normal" / "00000.png").is_file()

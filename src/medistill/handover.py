@@ -30,8 +30,8 @@ PICTURES = (
     "proportions are padded evenly with black first: it would stretch them."
 )
 OTHERS = (
-    "Intensities are made by this rule: {rule}. MONAI has no transform that does just this, so "
-    "configs/inference.json holds no preprocessing: read images with medistill, or write the rule."
+    "Intensities are made by this rule: {rule}. configs/inference.json holds no preprocessing for "
+    "it: read images with medistill, or follow the rule."
 )
 
 
@@ -178,7 +178,9 @@ def _rule(recipe: Recipe) -> str:
 
 def _of_pictures(card: Card, recipe: Recipe) -> bool:
     """Say whether images are pictures of 8 bits, which MONAI reads as medistill does."""
-    return len(card.shape) == 2 and _rule(recipe).partition("; ")[0] == PICTURE_RULE
+    rule, _, more = _rule(recipe).partition("; ")
+    padded = more == f"pad to {'x'.join(map(str, card.shape))}"
+    return len(card.shape) == 2 and rule == PICTURE_RULE and (padded or not more)
 
 
 def _inference(card: Card, recipe: Recipe) -> Json:

@@ -26,7 +26,8 @@ FORMAT = "medistill model 1"
 class Given(NamedTuple):
     """A set that came from somewhere, and the accuracy that was declared of it on which data.
 
-    `version_of` is who signed a package and what its name is: two that agree are two versions.
+    `version_of` is a package's site and name, and `keys` are those of its signers: two packages of
+    one name by one key are two versions of one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Given(NamedTuple):
     declared: Json | None = None
     declared_on: str = ""
     version_of: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
 
 
 def train(

@@ -163,8 +163,8 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
     if unit == "image":
         if _several(real):
             raise UsageError(
-                f"found patients of {card.name} with several images; expected --unit patient, who "
-                "is named for every image: a promise for each image would say less of a patient "
+                f"found patients of {card.name} with several images; expected --unit patient, and "
+                "every image's patient named: a promise for each image would say less of a patient "
                 "than it seems to"
             )
         return torch.arange(len(real))

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -87,7 +86,6 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-SWEPT_AFTER_S = 10.0  # a file is made before it is locked
 UMASK = os.umask(0o077)  # can be read by setting another alone
 os.umask(UMASK)
 
@@ -105,9 +103,10 @@ def write_atomic(path: Path, content: bytes, *, mode: int | None = None) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{path.name}."
         _sweep(path.parent, prefix, ".tmp")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
+        handle, temporary = _claimed(
+            lambda: tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
+        )
         with os.fdopen(handle, "wb") as file:
-            _claim(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -179,9 +178,13 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
         # A name of its own, so that nobody can lay a link there before.
         prefix = f".{out.name[:40]}."
         _sweep(out.parent, prefix, ".half")
-        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=".half", dir=out.parent))
-        claimed = os.open(place, os.O_RDONLY)
-        _claim(claimed)
+
+        def begin() -> tuple[int, str]:
+            name = tempfile.mkdtemp(prefix=prefix, suffix=".half", dir=out.parent)
+            return os.open(name, os.O_RDONLY), name
+
+        claimed, name = _claimed(begin)
+        place = Path(name)
         half = place / out.name
         make(half)
         for path in (half, *half.rglob("*")) if half.is_dir() else (half,):
@@ -196,10 +199,19 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
             os.close(claimed)
 
 
-def _claim(handle: int) -> None:
-    """Hold a lock on something half-made; the system lets it go when the process ends."""
-    with suppress(OSError):  # of file systems without locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _claimed(begin: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+    """Return the handle and name of something half-made, under a lock.
+
+    The system lets the lock go when the process ends. Who sweeps may have been faster than the
+    lock: then it is begun again.
+    """
+    while True:
+        handle, name = begin()
+        with suppress(OSError):  # of file systems without locks, where nobody sweeps
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.lexists(name):
+            return handle, name
+        os.close(handle)
 
 
 def _sweep(folder: Path, prefix: str, suffix: str) -> None:
@@ -211,8 +223,6 @@ def _sweep(folder: Path, prefix: str, suffix: str) -> None:
             handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(handle).st_mtime < SWEPT_AFTER_S:
-                    continue
                 if os.path.isdir(name):
                     shutil.rmtree(name, ignore_errors=True)
                 else:

@@ -64,7 +64,7 @@ SHOWN = 8  # pairs of nearest images in the gallery
 NUMBERS = 8  # of a release that is audited: noise is the same in each
 FEWEST_IMAGES = 40
 # What is looked at together: an area and each rate, of each attack, for two kinds of images.
-TOGETHER = 2 * len(ATTACKS) * (1 + len(RATES))
+LEVEL_OF_ALL = 1 - (1 - LEVEL) / (2 * len(ATTACKS) * (1 + len(RATES)))
 CONTROL_STEPS = 400  # until copies are known by heart
 
 
@@ -104,15 +104,15 @@ def audit_run(
     plain, splits = splits.train, _seen_by(made, splits)
     count = _asked_about(images, len(splits.train))
     if count < FEWEST_IMAGES:
+        few = len(splits.train) < FEWEST_IMAGES
         raise UsageError(
-            f"found {count} training images to ask about; expected {FEWEST_IMAGES} or more: give "
-            "--images more"
+            f"found {min(images, len(splits.train))} training images to ask about; expected "
+            f"{FEWEST_IMAGES} or more: {'take larger data' if few else 'give --images more'}"
         )
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["set"], record["data"] = made.digest, counted(splits.train)
-    chosen = (folder / "evaluation.json").is_file()
-    record["facts"] = _facts(made, run, plain, ledger, chosen)
+    record["facts"] = _facts(made, run, plain, ledger)
     record["copies"] = _copies_told(folder, made, splits, seed)
     left: list[str] = []
     parts = _of_the_release(run, left)
@@ -233,14 +233,12 @@ def _other(card: Card, run: Json) -> DataError:
     )
 
 
-def _facts(
-    made: SyntheticSet, run: Json, real: RealSet, ledger: Ledger | None, chosen: bool
-) -> list[Json]:
+def _facts(made: SyntheticSet, run: Json, real: RealSet, ledger: Ledger | None) -> list[Json]:
     """Return the facts, and whether nothing shows that the data are those of a private release.
 
     Raises: DataError when the ledger knows that they are others.
     """
-    found = facts_of(made, run, chosen=chosen)
+    found = facts_of(made, run)
     held = (run.get("sketch") or {}).get("privacy")
     receipts = held["receipts"] if held else ()
     noted = [one for one in ledger.releases() if one.receipt in receipts] if ledger else []
@@ -338,8 +336,7 @@ def _leaks(pool: Pool, held: Shadows) -> Json:
         sides = {"natural": leak.natural, "canaries": leak.canaries}
         return {name: dataclasses.asdict(side) for name, side in sides.items() if side}
 
-    together = 1 - (1 - LEVEL) / TOGETHER
-    return {leak.attack: told(leak) for leak in attack(pool, held, level=together)}
+    return {leak.attack: told(leak) for leak in attack(pool, held, level=LEVEL_OF_ALL)}
 
 
 def _copies_told(folder: Path, made: SyntheticSet, splits: Splits, seed: int) -> list[Json]:

@@ -19,6 +19,11 @@ class Fact:
     text: str
 
 
+CHOSEN = Fact(
+    "recipe", "some", "rate and stop of the recipe are what did best on real validation images"
+)
+
+
 def facts_of(made: SyntheticSet, run: Json, *, chosen: bool = False) -> list[Fact]:
     """Return what is known of a set's start, labels, shares, recipe and guarantee.
 
@@ -97,8 +102,7 @@ def _shares(made: SyntheticSet, run: Json, noisy: bool) -> Fact:
 
 def _rate(made: SyntheticSet, run: Json, chosen: bool) -> Fact:
     if chosen:
-        told = "rate and stop of the recipe are what did best on real validation images"
-        return Fact("recipe", "some", told)
+        return CHOSEN
     if run["settings"].get("lr_rate"):
         told = f"the rate {made.recipe.lr:g} was learned from networks that patients' images taught"
         return Fact("recipe", "some", told)

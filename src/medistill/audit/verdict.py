@@ -7,6 +7,7 @@ FORMAT = "medistill audit 3"
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
 RATE = RATES[-1]
+BROKEN = "the release breaks its promise"
 
 
 def verdict(record: Json) -> Json:
@@ -27,7 +28,7 @@ def verdict(record: Json) -> Json:
         if one["low"] > 0:
             reasons.append(f"{one['name']} is guessed better of members")
     if record.get("mechanism", {}).get("broken"):
-        reasons.append("the release breaks its promise")
+        reasons.append(BROKEN)
     if "membership" not in record:
         told = {"leaks": bool(reasons), "reasons": reasons}
         return {**told, "blind": [], "membership": "not asked"}
@@ -36,10 +37,10 @@ def verdict(record: Json) -> Json:
     copied = all(_sees("set", curve) for curve in control["set"].values())
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
     positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
-    negative = not any(map(_tells, nothing))
+    negative = not any(map(tells, nothing))
     for name, one in record["membership"].items():
         for side, curve in one.items():
-            by = _tells(curve)
+            by = tells(curve)
             if by and negative:
                 members.append(f"{name} finds {side} ({by})")
     claimed = record["one_run"].get("claimed")
@@ -63,7 +64,7 @@ def verdict(record: Json) -> Json:
     return {"leaks": bool(reasons), "reasons": reasons, "blind": blind, "membership": valid}
 
 
-def _tells(curve: Json) -> str:
+def tells(curve: Json) -> str:
     """Return by what an attack tells members from others, beyond chance; empty where it does not.
 
     A few members that are given away wholly hardly move the area; rates that too few others

@@ -37,7 +37,9 @@ def audit(
         int | None,
         typer.Option(help="Times the whole way is gone again: as the budget allows unless given."),
     ] = None,
-    images: Annotated[int, typer.Option(help="Training images to ask about.")] = 400,
+    images: Annotated[
+        int, typer.Option(help="Training images to ask about (of fewer: a round number).")
+    ] = 400,
     student_steps: Annotated[int, typer.Option(help="Steps of each model's training.")] = 300,
     control_steps: Annotated[
         int,

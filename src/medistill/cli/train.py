@@ -1,6 +1,7 @@
 """medistill train: a model from a run folder."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,10 +130,12 @@ def _check_once(given: "list[Given]") -> None:
     """Refuse sets that would count twice."""
     if len({(one.synthetic.digest, one.synthetic.recipe.mean) for one in given}) < len(given):
         raise UsageError("found the same set twice; expected each once")
-    named = [one.version_of for one in given if one.version_of]
-    twice = next((one for one in named if named.count(one) > 1), None)
-    if twice:
-        raise UsageError(f"found two versions of the package {twice[-1]}; expected one: the newest")
+    for one, other in itertools.combinations(given, 2):
+        if one.version_of == other.version_of and one.keys & other.keys:
+            raise UsageError(
+                f"found two versions of the package {one.version_of[-1]}; expected one: the newest "
+                "(or, of two sites, packages that name each by --site)"
+            )
 
 
 def _check_local(local: "Card", recipe: "Recipe", card: "Card") -> None:
@@ -232,10 +235,9 @@ def _given(path: Path, by: tuple[Path | None, bool, int]) -> "Given":
 
     found = read(path, trust, unsigned=unsigned, threshold=threshold)
     manifest = found.manifest
-    whose = (*sorted(one.keyid for one in found.signers), manifest.site)
-    version_of = (*whose, manifest.name) if any(whose) else ()  # nobody's may be of two sites
-    name = manifest.site or manifest.name
-    return Given(name, found.synthetic, manifest.declared, manifest.declared_on, version_of)
+    name, keys = manifest.site or manifest.name, frozenset(one.keyid for one in found.signers)
+    version_of = (manifest.site, manifest.name)
+    return Given(name, found.synthetic, manifest.declared, manifest.declared_on, version_of, keys)
 
 
 def _verdict(reached: Json, told: Json) -> str:
@@ -254,13 +256,20 @@ def _verdict(reached: Json, told: Json) -> str:
     return "as students scatter" if apart <= half else MISSED
 
 
+def _advice(told: Json) -> str:
+    """Say whose students are too few to compare scores by."""
+    if told["low"] is None or told["high"] - told["low"] >= WIDE:
+        return "declared scores are of too few students: ask the sender for more"
+    return "your students are too few: --students 5, or more"
+
+
 def _held_against(reached: Json, told: Json) -> str:
     """Say in a line what came of it."""
     mine = f"{interval_text(reached)} by {reached['n']} student(s)"
     apart = 100 * (reached["mean"] - told["mean"])
     return {
         "within a point": f"reproduced: {mine}, within a point of what was declared",
-        "cannot tell": f"cannot tell: {mine}; declared scores scatter too much: --students 5",
+        "cannot tell": f"cannot tell: {mine}; {_advice(told)}",
         "as students scatter": f"reproduced: {mine}, {apart:+.1f} points from what was declared, "
         f"as far as students scatter",
         MISSED: f"NOT reproduced: {mine}, {apart:+.1f} points from what was declared (if these are "

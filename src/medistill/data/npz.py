@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..sets import Card, RealSet, Splits, TaskKind
+from ..sets import FULL, Card, RealSet, Splits, TaskKind
 from .medmnist_table import TABLE
 from .source import Source, Where
 
@@ -223,6 +223,7 @@ def _card(path: Path, images: Tensor, labels: dict[str, Tensor]) -> Card:
         classes=tuple(str(c) for c in range(count)),
         channels=images.shape[1],
         shape=tuple(images.shape[2:]),
+        intensity=f"{8 * images.element_size()}-bit values / {FULL[images.dtype]}",
     )
 
 

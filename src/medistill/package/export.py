@@ -46,17 +46,11 @@ card, is what counts):
 """
 # The hub takes its own names alone; all others are `other` with a name.
 LICENSES = {
-    "cc by 4.0": "cc-by-4.0",
-    "cc by-nc 4.0": "cc-by-nc-4.0",
-    "cc by-sa 4.0": "cc-by-sa-4.0",
-    "cc by-nc-sa 4.0": "cc-by-nc-sa-4.0",
-    "cc0 1.0": "cc0-1.0",
-    "apache 2.0": "apache-2.0",
-    "mit": "mit",
-    "unknown": "unknown",
+    *("cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    *("cc-by-nd-4.0", "cc0-1.0", "apache-2.0", "mit", "unknown", "other"),
 }
 
-UNSAFE = r"[^A-Za-z0-9 .,;%@+_()-]+"  # in a page: neither markup nor a link
+UNSAFE = r"[^A-Za-z0-9 .,:;%@+_()-]+"  # between backticks: neither markup nor a link
 
 # The hub's names for numbers of images.
 SCALES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (math.inf, "n>100K"))
@@ -162,7 +156,7 @@ def _card(package: Package, count: int) -> str:
         scores=scores,
         scale=next(name for most, name in SCALES if count < most),
         told="\n".join(
-            f"- {title}: {re.sub(UNSAFE, '-', text)[:400]}"
+            f"- {title}: `{re.sub(UNSAFE, '-', text)}`"
             for title, text in told_of(to_record(told), package.privacy).items()
         ),
     )
@@ -170,8 +164,10 @@ def _card(package: Package, count: int) -> str:
 
 def _license(text: str) -> str:
     """Return a license as the hub takes it."""
-    known = LICENSES.get(text.casefold())
-    return f"license: {known}" if known else f"license: other\nlicense_name: {json.dumps(text)}"
+    name = text.casefold().replace(" ", "-")
+    if name in LICENSES:
+        return f"license: {name}"
+    return f"license: other\nlicense_name: {json.dumps(text)}"
 
 
 def slug(text: str) -> str:

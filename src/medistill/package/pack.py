@@ -169,7 +169,7 @@ def _manifest(made: SyntheticSet, terms: Terms, evaluation: Json | None, run: Js
         "card": to_record(made.card),
         "recipe": to_record(made.recipe),
         "made": to_record(Made(**origin)),
-        "declared": evaluation["synthetic"]["accuracy"] if evaluation else None,
+        "declared": _evaluation(evaluation)["synthetic"]["accuracy"] if evaluation else None,
         "declared_on": evaluation["data"]["name"] if evaluation else "",
     }
 
@@ -225,7 +225,11 @@ def _reasons(
 
 
 def _evaluation(evaluation: Json | None) -> Json:
-    return {} if evaluation is None else {name: evaluation[name] for name in OF_EVALUATION}
+    """Return the scores that go along; of four digits, which tell no number of test images."""
+    if evaluation is None:
+        return {}
+    found: Json = _finite({name: evaluation[name] for name in OF_EVALUATION}, digits=4)
+    return found
 
 
 def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) -> Json:
@@ -244,10 +248,15 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) ->
             if name in audit:
                 told[name] = {kind: _curves(by) for kind, by in audit[name].items()}
         if "one_run" in audit:
-            told["one_run"] = _without(audit["one_run"], "guesses", "right")
+            kept = ("lower", "claimed", "delta", "level")
+            told["one_run"] = {name: audit["one_run"][name] for name in kept}
         told["left_out"] = [one.partition(":")[0] for one in audit["left_out"]]
-        told["copies"] = [_without(one, "nearest", "yardstick") for one in audit["copies"]]
-        told["attributes"] = [_without(one, "majority") for one in audit["attributes"]]
+        told["copies"] = [
+            _without(one, "nearest", "yardstick", "p_value") for one in audit["copies"]
+        ]
+        told["attributes"] = [
+            {"name": one["name"], "better": one["low"] > 0} for one in audit["attributes"]
+        ]
         told["subgroups"] = [_without(one, "images", "low", "high") for one in audit["subgroups"]]
         if "reconstruction" in told:
             told["reconstruction"] = _without(told["reconstruction"], "chance")
@@ -258,10 +267,17 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) ->
 
 
 def _curves(by: Json) -> Json:
-    """Return an attack's findings without how many images (patients) were asked about."""
+    """Return an attack's findings without what tells how many images (patients) it asked about.
+
+    Ends of intervals follow from that number where nothing is found: they have two digits.
+    """
+
+    def of(at: Json) -> Json:
+        ends = {end: round(at[end], 2) for end in ("low", "high")}
+        return {**_without(at, "members", "others", "sure"), **ends}
+
     return {
-        side: {**curve, "found": [_without(at, "members", "others") for at in curve["found"]]}
-        for side, curve in by.items()
+        side: {**curve, "found": [of(at) for at in curve["found"]]} for side, curve in by.items()
     }
 
 

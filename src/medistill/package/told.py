@@ -1,5 +1,6 @@
 """What a package that passed every check says of itself, in the words of all who show it."""
 
+from ..audit.verdict import BROKEN
 from ..records import Json
 
 
@@ -23,16 +24,19 @@ def told_of(manifest: Json, privacy: Json) -> dict[str, str]:
         "real pixels": "real images, or started from them" if made["real_pixels"] else "",
         "packed in spite of": ", ".join(manifest.get("allowed", ())),
         "each class": f"{least:,} or more patients" if least else "a number of patients not told",
-        "guarantee": _guarantee(privacy.get("guarantee")),
+        "guarantee": _guarantee(privacy.get("guarantee"), privacy.get("audit")),
         "attacks": _attacks(privacy.get("audit")),
     }
     return {title: text for title, text in lines.items() if text}
 
 
-def _guarantee(held: Json | None) -> str:
+def _guarantee(held: Json | None, audit: Json | None) -> str:
     if not held:
         return "none"
-    return f"epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}"
+    told = f"epsilon {held['epsilon']:g}, delta {held['delta']:g} for each {held['unit']}"
+    if audit and BROKEN in audit["verdict"]["reasons"]:
+        return f"none that holds: {told} was claimed, and its audit refuted it"
+    return told
 
 
 def _attacks(audit: Json | None) -> str:
@@ -40,4 +44,10 @@ def _attacks(audit: Json | None) -> str:
         return "none were made"
     verdict = audit["verdict"]
     found = "; ".join(verdict["reasons"]) if verdict["leaks"] else "found nothing"
+    if verdict["membership"] == "not asked":
+        found += "; nobody asked who was a member"
+    elif verdict["membership"] != "valid":
+        found += f"; on members {verdict['membership']}"
+    if blind := verdict.get("blind"):
+        found += f"; without power: {', '.join(blind)}"
     return f"{found} (audited {audit['date']})"

@@ -3,46 +3,25 @@
 It is evidence for the controller's decision and makes none: it never calls a set anonymous.
 """
 
+from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from ..audit.facts import CHOSEN
 from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
-from ..formats import markdown, rate_text
+from ..formats import markdown
 from ..ledger import Ledger, ledger_file
 from ..privacy import attacker
 from ..records import Json, read_json, write_atomic
+from .blocks import Block, Listed, Section, Table
 from .folder import record_of
+from .tried import tried
 from .words import listed
 
 REASSESS_DAYS = 365
-RATE, RARE = 0.01, 0.001
 CLAIM = "That images are synthetic does not make them anonymous: they are made of patients' images."
 EMPTY = "(to be filled in by the controller)"
-
-
-class Table(NamedTuple):
-    """Rows of text below a head; a head of empty words is none."""
-
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
-class Listed(NamedTuple):
-    """Points of a list."""
-
-    points: list[str]
-
-
-Block = str | Table | Listed
-
-
-class Section(NamedTuple):
-    """A titled part of the page: paragraphs, tables and lists."""
-
-    title: str
-    blocks: list[Block]
 
 
 def officer_report(path: Path, out: Path, ledger: Ledger | None = None) -> None:
@@ -72,15 +51,30 @@ def officer(path: Path, least: int | None = None, ledger: Ledger | None = None) 
         f"# Distilled images of {run['data']['name']}: for the data protection officer",
         f"Evidence for the controller's decision. {CLAIM}",
     ]
-    for section in sections(run, audit, size, least, ledger):
+    chosen = _is_chosen(path / "evaluation.json", audit)
+    for section in sections(run, audit, size, chosen=chosen, least=least, ledger=ledger):
         parts += [f"## {section.title}", *(_as_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts).replace("<", "&lt;") + "\n"
 
 
+def _is_chosen(path: Path, audit: Json) -> bool:
+    """Say whether there is an evaluation of the set that was audited."""
+    return path.is_file() and read_json(path).get("set") == audit["set"]
+
+
 def sections(
-    run: Json, audit: Json, size: int, least: int | None = None, ledger: Ledger | None = None
+    run: Json,
+    audit: Json,
+    size: int,
+    *,
+    chosen: bool,
+    least: int | None = None,
+    ledger: Ledger | None = None,
 ) -> list[Section]:
-    """Return what is told of a run whose set takes `size` bytes, for a page of any form."""
+    """Return what is told of a run whose set takes `size` bytes, for a page of any form.
+
+    `chosen` says that evaluate chose the recipe that goes along.
+    """
     written = date.fromisoformat(audit["date"])
     again = written + timedelta(days=REASSESS_DAYS)
     end = (
@@ -88,9 +82,9 @@ def sections(
         "distilled sets is published or the set is made anew."
     )
     return [
-        _what(run, audit, size, least),
+        _what(run, audit, size, least, chosen),
         _guarantee(run, audit, ledger),
-        _tests(audit, least is not None),
+        tried(audit, outside=least is not None),
         _grid(run, audit),
         Section("What remains", [_remains(audit), end]),
     ]
@@ -104,7 +98,7 @@ def _as_markdown(block: Block) -> str:
     return block
 
 
-def _what(run: Json, audit: Json, size: int, least: int | None) -> Section:
+def _what(run: Json, audit: Json, size: int, least: int | None, chosen: bool) -> Section:
     rows: list[tuple[str, ...]] = [
         ("What would be released", f"{run['images']} synthetic images, {size:,} bytes"),
         *_sizes(audit["data"], least),
@@ -113,7 +107,10 @@ def _what(run: Json, audit: Json, size: int, least: int | None) -> Section:
         ("Recipients, purpose, legal basis, contract, expiry, contact", EMPTY),
         ("Done against names in pixels and headers", EMPTY),
     ]
-    facts = [f"{one['kind']} ({one['weight']}): {one['text']}" for one in audit["facts"]]
+    facts = [
+        f"{one['kind']} ({one['weight']}): {one['text']}"
+        for one in (_as_known(fact, audit, chosen) for fact in audit["facts"])
+    ]
     inside = (
         "The run folder holds audit.json and audit_copies.png beside the set: true class sizes and "
         "real images, which no guarantee covers. They stay where the data are."
@@ -125,6 +122,15 @@ def _what(run: Json, audit: Json, size: int, least: int | None) -> Section:
         Listed(facts),
     ]
     return Section("What it is", blocks)
+
+
+def _as_known(fact: Json, audit: Json, chosen: bool) -> Json:
+    """Return a fact of the audit as it stands now: a recipe may be chosen, a promise be broken."""
+    if fact["kind"] == "recipe" and chosen:
+        return asdict(CHOSEN)
+    if fact["kind"] == "guarantee" and _broken(audit):
+        return {**fact, "weight": "some", "text": "what was claimed was refuted: none holds"}
+    return fact
 
 
 def _sizes(data: Json, least: int | None) -> list[tuple[str, ...]]:
@@ -141,20 +147,25 @@ def _sizes(data: Json, least: int | None) -> list[tuple[str, ...]]:
     ]
 
 
+def _broken(audit: Json) -> bool:
+    """Say whether releases were told apart better than their promise allows."""
+    return bool(audit.get("mechanism", {}).get("broken"))
+
+
 def _promise(run: Json) -> Json | None:
     found: Json | None = (run.get("sketch") or {}).get("privacy")
     return found
 
 
-def _refuted(audit: Json) -> str:
-    """Return what the attacks prove against the promise, or nothing."""
-    release, one = audit.get("mechanism", {}), audit.get("one_run", {})
-    if release.get("broken"):
-        return f"releases show an epsilon of {release['lower']:.2f} or more"
-    claimed = one.get("claimed")
-    if claimed is not None and one["lower"] > claimed:
-        return f"one run shows an epsilon of {one['lower']:.2f} or more"
-    return ""
+def _against(audit: Json) -> list[str]:
+    """Return what one run of attacks says against the promise, at 95%: enough to look again."""
+    one = audit.get("one_run", {})
+    if one.get("claimed") is None or one["lower"] <= one["claimed"]:
+        return []
+    return [
+        f"Against it: one run of attacks shows an epsilon of {one['lower']:.2f} or more, as it "
+        "would by chance in one audit of twenty. Audit again before anything is released."
+    ]
 
 
 def _guarantee(run: Json, audit: Json, ledger: Ledger | None) -> Section:
@@ -162,10 +173,11 @@ def _guarantee(run: Json, audit: Json, ledger: Ledger | None) -> Section:
     if held is None:
         none = "None. No mechanism bounds what the set tells of a patient; only attacks were tried."
         return Section("Guarantee", [none])
-    if refuted := _refuted(audit):
+    if _broken(audit):
         false = (
-            f"None that holds. Epsilon {held['epsilon']:g} is claimed, and was refuted: {refuted}. "
-            "Something between the data and the release is not as the proof takes it to be."
+            f"None that holds. Epsilon {held['epsilon']:g} is claimed, and was refuted: releases "
+            f"show an epsilon of {audit['mechanism']['certain']:.2f} or more. Something between "
+            "the data and the release is not as the proof takes it to be."
         )
         return Section("Guarantee", [false])
     gain = attacker(held["epsilon"], held["delta"])
@@ -180,6 +192,7 @@ def _guarantee(run: Json, audit: Json, ledger: Ledger | None) -> Section:
         "this page and what the attacks below found (they were made without noise), facts about "
         "groups (that is what the set is for), a compromised machine, and further releases of the "
         f"same data, which the ledger adds up.{_by_image(held)}",
+        *_against(audit),
         *([_together(held, ledger)] if ledger else []),
     ]
     return Section("Guarantee", blocks)
@@ -224,103 +237,11 @@ def _by_image(held: Json) -> str:
     return " The unit is an image: a patient with several images is protected less."
 
 
-def _tests(audit: Json, outside: bool) -> Section:
-    """Return what was tried; for outside without what tells the sizes of classes and groups."""
-    rows: list[tuple[str, ...]] = []
-    for one in audit["copies"]:
-        said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
-        what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} near"
-        rows.append((f"copies ({one['view']})", what, said))
-    if "reconstruction" in audit:
-        one = audit["reconstruction"]
-        what = (
-            f"{one['recovered']} of {one['images']} lead back to the real image they started from"
-        )
-        by_chance = "" if outside else f"by chance {100 * one['chance']:.1f}%"
-        rows.append(("reconstruction", what, by_chance))
-    for one in audit["attributes"]:
-        what = f"{one['name']}: guessed of {100 * one['guessed']:.1f}% of members, of others "
-        what += f"{100 * one['others']:.1f}%"
-        gain = f"advantage {100 * one['low']:.1f} to {100 * one['high']:.1f} points"
-        rows.append(("attribute inference", what, gain))
-    if "mechanism" in audit:
-        held = audit["mechanism"]
-        what = f"{held['runs']:,} releases with and without the worst patient"
-        said = f"epsilon is at least {held['lower']:.2f} of {held['claimed']:g} claimed (whatever "
-        said += f"the mechanism, {held['free']:.2f})"
-        rows.append(("the release", what, said + (": BROKEN" if held["broken"] else "")))
-    if "membership" in audit:
-        for title, key in (
-            ("membership", "membership"),
-            ("positive control: copies, must be found", "positive_control"),
-            ("negative control: nothing to find", "negative_control"),
-        ):
-            rows += _attack_rows(title, audit[key], outside)
-        one = audit["one_run"]
-        said = (
-            f"epsilon is at least {one['lower']:.2f}; {one['provable']:.2f} could be shown at most"
-        )
-        right = "" if outside else f"{one['right']} of {one['guesses']} guesses right"
-        rows.append(("one run", right, said))
-    text = (
-        "The attacker is assumed to know the method, its settings and the training recipe, and to "
-        "be able to distill from other patients' images. Canaries are images with a wrong label, "
-        "the worst case. LiRA and RMIA ask a student of the set; the attack on the set looks at "
-        f"how near its images come.{_asked(audit)}{_as_one(audit)} Shares are found members at one "
-        "false alarm in a hundred strangers, then in a thousand; intervals are 95%, those of areas "
-        "95% for all attacks together."
-    )
-    served: list[tuple[str, ...]] = [
-        (one["name"], "" if outside else f"{one['images']:,}", f"{100 * one['accuracy']:.1f}")
-        for one in audit["subgroups"]
-    ]
-    told = "Accuracy of one student of the set on validation images, group by group:"
-    left = [f"Not tried: {_reason(one, outside)}." for one in audit["left_out"]]
-    found, groups = Table(("attack", "what", "found"), rows), ("group", "images", "percent")
-    return Section("What was tried", [text, found, *left, told, Table(groups, served)])
-
-
-def _reason(left_out: str, outside: bool) -> str:
-    """Return what was left out, and inside why, which may tell how many images there are."""
-    return left_out.partition(":")[0] if outside else left_out
-
-
-def _asked(audit: Json) -> str:
-    """Say on which sets membership was tried: never on the one that would be released."""
-    if "membership" not in audit:
-        return ""
-    return (
-        f" They were tried on {audit['models']} sets that were made the same way, each from about "
-        f"half of {audit['images']:,} of the training images; the set itself is not attacked so, "
-        "and is made from more of them."
-    )
-
-
-def _as_one(audit: Json) -> str:
-    if audit.get("unit") != "patient":
-        return ""
-    return " Members are patients: all images of one are in or out together and asked about as one."
-
-
-def _attack_rows(title: str, sides: Json, outside: bool) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for attack, by in sides.items():
-        for side, curve in by.items():
-            at: dict[str, Any] = next(one for one in curve["found"] if one["rate"] == RATE)
-            rare = next(one for one in curve["found"] if one["rate"] == RARE)
-            what = f"{attack}, {side}"
-            if not outside:
-                what += f": {at['members']:,} members, {at['others']:,} others"
-            area = f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]"
-            rows.append((title, what, f"{rate_text(at)}; at 0.1%: {rate_text(rare)}; AUC {area}"))
-    return rows
-
-
 def _grid(run: Json, audit: Json) -> Section:
     """Return the three criteria of WP216 (05/2014), each with its evidence and what remains."""
     held, found = _promise(run), audit["verdict"]
     bound = f"bounded by epsilon {held['epsilon']:g}" if held else "not bounded by a proof"
-    if held and _refuted(audit):
+    if held and _broken(audit):
         bound = "not bounded: what was claimed was refuted"
     copied = any(one["failed"] for one in audit["copies"])
     asked = "membership" in audit

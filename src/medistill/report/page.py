@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import UsageError
 from ..ledger import Ledger, ledger_file
 from ..records import Json, write_atomic
+from .blocks import Section
 from .figures import confusions, loss_figure, pilots_figure, scores_figure
 from .folder import RunFolder, read_folder
 from .officer import CLAIM, sections
@@ -66,6 +67,13 @@ def _environment() -> Environment:
     return environment
 
 
+def _for_the_officer(folder: RunFolder, ledger: Ledger | None) -> list[Section]:
+    if not folder.audit:
+        return []
+    chosen = (folder.evaluation or {}).get("set") == folder.audit["set"]
+    return sections(folder.run, folder.audit, folder.size, chosen=chosen, ledger=ledger)
+
+
 def _context(folder: RunFolder, ledger: Ledger | None) -> Json:
     run, evaluation = folder.run, folder.evaluation
     paragraph, warnings = findings(run, evaluation)
@@ -77,7 +85,7 @@ def _context(folder: RunFolder, ledger: Ledger | None) -> Json:
         "pilots": pilots_figure(evaluation) if evaluation else None,
     }
     place = _run_place(run, folder.name)
-    told = sections(run, folder.audit, folder.size, ledger=ledger) if folder.audit else []
+    told = _for_the_officer(folder, ledger)
     return {
         "title": f"{data.get('name', run['source'])} in {run['images']} synthetic images",
         "paragraph": paragraph,
