@@ -333,7 +333,8 @@ def cell(group: list[dict[str, Any]]) -> str:
     auc = score([row["auc"] for row in group])
     text = f"{100 * accuracy.mean:.1f}"
     if accuracy.low is not None and accuracy.high is not None:
-        text += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+        low, high = max(accuracy.low, 0.0), min(accuracy.high, 1.0)
+        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
     few = f" ({len(group)} of {SEEDS})" if len(group) < SEEDS else ""
     return f"{text} / {100 * auc.mean:.1f}{few}"
 
