@@ -74,8 +74,8 @@ from medistill.package.manifest import opened, quantized
 from medistill.package.read import PackageSet, examined
 from medistill.package.seal import unseal
 from medistill.package.strict import header_of, parsed
-from medistill.package.told import told_of
 from medistill.records import atomically, canonical, read_json, write_atomic, write_json
+from medistill.report.told import told_of
 from medistill.sets import SyntheticSet
 from medistill.sketch import Sketch
 

@@ -103,12 +103,6 @@ def audit_run(
     _check(made, run, splits)
     plain, splits = splits.train, _seen_by(made, splits)
     count = _asked_about(images, len(splits.train))
-    if count < FEWEST_IMAGES:
-        few = len(splits.train) < FEWEST_IMAGES
-        raise UsageError(
-            f"found {min(images, len(splits.train))} training images to ask about; expected "
-            f"{FEWEST_IMAGES} or more: {'take larger data' if few else 'give --images more'}"
-        )
     today = datetime.now(UTC).date().isoformat()
     record: Json = {"format": FORMAT, "run": str(folder), "seed": seed, "date": today}
     record["set"], record["data"] = made.digest, counted(splits.train)
@@ -134,10 +128,18 @@ def audit_run(
 def _asked_about(images: int, all_images: int) -> int:
     """Return how many images are asked about: of fewer than that a round number, which tells less.
 
+    Raises: UsageError when there are too few.
+
     Example:
         >>> _asked_about(400, 4708), _asked_about(400, 364), _asked_about(400, 41)
         (400, 300, 40)
     """
+    if min(images, all_images) < FEWEST_IMAGES:
+        more = "take larger data" if all_images < FEWEST_IMAGES else "give --images more"
+        raise UsageError(
+            f"found {min(images, all_images)} training images to ask about; expected "
+            f"{FEWEST_IMAGES} or more: {more}"
+        )
     if images <= all_images:
         return images
     step = int(10 ** (len(str(all_images)) - 1))

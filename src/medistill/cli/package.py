@@ -217,7 +217,7 @@ def _manifest(found: "Package") -> "Json":
 
 
 def _text(found: "Package") -> str:
-    from ..package.told import told_of
+    from ..report.told import told_of
 
     told = found.manifest
     card, made = told.card, told.made

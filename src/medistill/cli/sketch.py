@@ -154,9 +154,7 @@ def sketch(
     """
     _check_out(out)
     source = optioned(source, window=window, spacing=spacing)
-    if epsilon is not None:
-        device = _proved(device)
-    real = _read(source, (data_root, offline, seed), device, mean or (), std or ())
+    real = _read(source, (data_root, offline, seed), (device, epsilon), mean or (), std or ())
     counts = {"networks": networks, "frequencies": frequencies, "moments": moments}
     asked = {**counts, "scale": scale, "layers": layers}
     spec = _spec(real, backbone, (augment, no_flip), asked, epsilon, seed)
@@ -176,13 +174,15 @@ def sketch(
         _write(out, partial(_private, real, spec, way, asked_for), as_json)
 
 
-def _proved(device: str) -> str:
-    """Return the processor, on which it is shown that no image moves another's numbers.
+def _proved(device: str, epsilon: float | None) -> str:
+    """Return the device; with epsilon the processor, where no image moves another's numbers.
 
     Raises: UsageError when another device is asked for.
     """
     from ..errors import UsageError
 
+    if epsilon is None:
+        return device
     if device not in ("auto", "cpu"):
         raise UsageError(
             f"found --device {device} with --epsilon; expected cpu: nobody has shown that a GPU "
@@ -242,7 +242,7 @@ def _write(out: Path, make: Callable[[], _Made], as_json: bool) -> None:
 def _read(
     source: str,
     where: tuple[Path | None, bool, int],
-    device: str,
+    on: tuple[str, float | None],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> "RealSet":
@@ -252,7 +252,8 @@ def _read(
     from ..sets import normalized_by
 
     root, offline, seed = where
-    real = load(source, root=root, offline=offline, seed=seed).train.to(find_device(device))
+    device = find_device(_proved(*on))
+    real = load(source, root=root, offline=offline, seed=seed).train.to(device)
     if mean or std:
         real = dataclasses.replace(real, card=normalized_by(real.card, mean, std))
     return real

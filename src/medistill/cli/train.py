@@ -43,7 +43,7 @@ Sites = Annotated[
 if TYPE_CHECKING:
     from ..backbones import Network
     from ..model import Given
-    from ..sets import Card, Recipe, Splits
+    from ..sets import Card, Recipe, Splits, SyntheticSet
 
 
 @guarded
@@ -81,8 +81,7 @@ def train(
     """
     from ..compute import find_device
     from ..data import load
-    from ..model import recipe_together, save, train_together
-    from ..progress import progress
+    from ..model import recipe_together, save
 
     at_least_one(students=students)
     _check_places(out, onnx, bundle)
@@ -98,11 +97,7 @@ def train(
     first = made[0].card
     if local:
         _check_local(local, made[0].recipe, first)
-    networks = []
-    with progress("networks", students) as advance:
-        for number in range(students):
-            networks.append(train_together(made, **how | {"seed": seed + number}))
-            advance()
+    networks = _trained(made, students, how)
     recipe = recipe_together(made, local)
     save(out, networks[0], recipe, first)
     record: Json = {"model": str(out), "packages": [one.name for one in given]}
@@ -110,6 +105,18 @@ def train(
     record["recipe"] = dataclasses.asdict(recipe)
     emit(record, _text(record, data), as_json)  # before an export that may be refused
     _hand_over(networks[0], recipe, first, onnx, bundle)
+
+
+def _trained(made: "list[SyntheticSet]", students: int, how: Json) -> "list[Network]":
+    from ..model import train_together
+    from ..progress import progress
+
+    networks = []
+    with progress("networks", students) as advance:
+        for number in range(students):
+            networks.append(train_together(made, **how | {"seed": how["seed"] + number}))
+            advance()
+    return networks
 
 
 def _check_places(out: Path, onnx: Path | None, bundle: Path | None) -> None:

@@ -16,8 +16,8 @@ from ..errors import UsageError
 from ..pixels import tiles_of
 from ..progress import say
 from ..records import atomically, refuse_existing, to_record, write_atomic, write_json
+from ..report.told import told_of
 from .read import Package
-from .told import told_of
 
 Target = Literal["npz", "medmnist", "folder", "hf"]
 HUB = """---

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..errors import UsageError
-from ..package.told import told_of
 from ..records import Json, write_atomic
 from .page import filled, part
 from .tables import Facts, arm_names, data_facts, pairs, run_facts, score_table
+from .told import told_of
 from .words import ARMS, LIMITS, findings
 
 OPEN = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="prose">\n'
