@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,3 @@ def append(path: Path, rows: Iterable[Row]) -> None:
     with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def replace(path: Path, row: Row, place: Callable[[Row], object]) -> None:
-    """Add a row in the stead of those of the same place, under a lock."""
-    with path.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        kept = [line for line in file if place(json.loads(line)) != place(row)]
-        file.truncate(0)
-        file.writelines([*kept, json.dumps(row) + "\n"])

@@ -90,7 +90,7 @@ def main() -> None:
             wanted &= "epsilon" not in start or ";n=" not in name
             if wanted and (name, method, start) not in done:
                 row = measured(name, method, start, given.workers)
-                jsonl.replace(RESULTS, row, place)
+                jsonl.append(RESULTS, [row])
                 print(name, method, start, row["membership"]["lira"], flush=True)
 
 
@@ -166,7 +166,9 @@ def table() -> None:
         "alone, and which held tiles against whole real images. That an attack finds nothing says "
         "nothing of other attacks.",
     ]
-    for name in dict.fromkeys(row["set"] for row in jsonl.read(RESULTS)):
+    # Of a way that was measured again the last row counts.
+    latest = {place(row): row for row in jsonl.read(RESULTS)}.values()
+    for name in dict.fromkeys(row["set"] for row in latest):
         lines += ["", f"## {name}", ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")
         heads += (
@@ -179,7 +181,7 @@ def table() -> None:
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|---" * len(heads) + "|")
         rows = sorted(
-            (row for row in jsonl.read(RESULTS) if row["set"] == name and place(row)[1:] in WAYS),
+            (row for row in latest if row["set"] == name and place(row)[1:] in WAYS),
             key=lambda row: WAYS.index((row["method"], row["start"])),
         )
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,9 +10,8 @@ import torch
 from . import __version__
 from .backbones import to_spec
 from .compute import Mode
-from .errors import DataError
 from .methods import Method, Task
-from .records import State, digest, load_state, locked, save_state, to_record
+from .records import State, digest, kept_state, locked, to_record
 from .rng import Rng
 
 
@@ -47,13 +46,9 @@ def prepared(method: Method, task: Task, cache: Path | None, mode: Mode = "off")
             task = dataclasses.replace(task, store=store)
             return method.prepare(task, Rng(0).child("prepare"))
         path = store.with_suffix(".safetensors") if store else None
-        if path is not None and path.is_file():
-            with suppress(DataError):  # a damaged one is made again
-                return on_device(load_state(path)[0], task.real.device)
-        state = method.prepare(task, Rng(0).child("prepare"))
-        if path is not None and state:
-            save_state(path, state, {"format": "medistill prepared 1", "what": what, "key": key})
-        return state
+        header = {"format": "medistill prepared 1", "what": what, "key": key}
+        state = kept_state(path, lambda: method.prepare(task, Rng(0).child("prepare")), header)
+        return on_device(state, task.real.device)
 
 
 @contextmanager

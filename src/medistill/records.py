@@ -281,6 +281,17 @@ def kept(path: Path | None, make: Callable[[], Json]) -> Json:
     return made
 
 
+def kept_state(path: Path | None, make: Callable[[], State], header: Json) -> State:
+    """Return the tensors of a file, as `kept` does a record; a state of none is not written."""
+    if path is not None and path.is_file():
+        with suppress(DataError):
+            return load_state(path)[0]
+    made = make()
+    if path is not None and made:
+        save_state(path, made, header)
+    return made
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented for people, atomically."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

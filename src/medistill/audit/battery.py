@@ -26,11 +26,11 @@ from ..privacy import Guarantee, Unit
 from ..probes import SketchSpec
 from ..records import (
     Json,
+    State,
     digest,
     from_record,
-    load_state,
+    kept_state,
     read_json,
-    save_state,
     to_record,
     write_atomic,
     write_json,
@@ -299,24 +299,13 @@ def _control_of(
         "version": __version__,
     }
     path = cache / "controls" / f"{digest(what)[:24]}.safetensors" if cache else None
-    held = _known(path)
-    if held is None:
+
+    def make() -> State:
         held = shadows(pool, way, models=models, seed=seed, engine=engine)
-        if path is not None:
-            state = {name: torch.from_numpy(one) for name, one in held._asdict().items()}
-            save_state(path, state, {"control": what})
-    return _leaks(pool, held)
+        return {name: torch.from_numpy(one) for name, one in held._asdict().items()}
 
-
-def _known(path: Path | None) -> Shadows | None:
-    """Return the models of a cache, if they are there and whole."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        state, _ = load_state(path)
-        return Shadows(*(state[name].numpy() for name in Shadows._fields))
-    except (DataError, KeyError):
-        return None  # made again, and written over
+    state = kept_state(path, make, {"control": what})
+    return _leaks(pool, Shadows(*(state[name].numpy() for name in Shadows._fields)))
 
 
 def _unit(pool: Pool) -> Unit:
