@@ -57,7 +57,7 @@ SETS = {
     "breastmnist": "breastmnist",
     "mednist": "folder:$MEDISTILL_DATA/mednist/mednist.tar.gz;size=28;channels=1;deal=each",
     "adrenalmnist3d": "vary:adrenalmnist3d;size=14",
-    "cifar10": "folder:$MEDISTILL_DATA/cifar10/cifar10_jpeg.tar.gz;channels=3;deal=each",
+    "cifar10": "folder:$MEDISTILL_DATA/cifar10/cifar10_jpeg.tar.gz;channels=3;deal=val",
 }
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, None)
 BUDGETS = (1, 10, 50)

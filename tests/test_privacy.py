@@ -51,7 +51,7 @@ from medistill.probes import GRID as SKETCH_GRID
 from medistill.probes import SketchSpec, all_spreads, probe
 from medistill.records import load_state, read_json, save_state, to_record
 from medistill.rng import Rng
-from medistill.sets import Card, RealSet, normalized_by
+from medistill.sets import Card, RealSet, Splits, normalized_by
 from medistill.sketch import Sketch, merge, sketch
 
 SMALL = ConvNet(2, 4)
@@ -704,6 +704,41 @@ def test_no_image_moves_another_to_another_split_where_each_is_dealt(tmp_path: P
 
     assert moved(";deal=each") == 1
     assert moved("") > 10
+
+
+def test_no_image_moves_another_where_val_is_dealt_and_test_is_given(tmp_path: Path) -> None:
+    """With train and test alone, one image of val had decided whether a tenth of train is val."""
+    pixels = Rng(0).at("pixels")
+    for n in range(96):
+        folder = tmp_path / ("train", "test")[n % 3 == 0] / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise(folder / f"{n:02}.png", pixels)
+
+    def held(deal: str = ";deal=val") -> Splits:
+        return load(f"folder:{tmp_path};channels=1{deal}")
+
+    def keys(splits: Splits) -> list[set[bytes]]:
+        return [{image.numpy().tobytes() for image in part.images} for part in splits]
+
+    assert "dealt" in held("").train.depends
+    assert "dealt" in held(";deal=each").train.depends
+    splits = held()
+    assert not splits.train.depends
+    assert [len(part) for part in splits][2] == 32
+    assert 2 <= len(splits.val) <= 18
+    before = keys(splits)
+    # An image of val more, and one of train less: each moves itself alone.
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    noise(tmp_path / "val" / "a" / "new.png", pixels)
+    more = keys(held())
+    assert sum(len(a ^ b) for a, b in zip(before, more, strict=True)) == 1
+    assert more[2] == before[2]
+    (tmp_path / "train" / "b" / "01.png").unlink()
+    assert sum(len(a ^ b) for a, b in zip(more, keys(held()), strict=True)) == 1
+    for n in range(0, 96, 3):
+        (tmp_path / "test" / "ab"[n % 2] / f"{n:02}.png").unlink()
+    with pytest.raises(DataError, match="deal=val expects the test split"):
+        held()
 
 
 def test_dp_merf_matches_the_mean_embedding_of_pixels() -> None:

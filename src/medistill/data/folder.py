@@ -54,6 +54,7 @@ def load(source: Source, where: Where) -> Splits:
         limit=N     at most N images of each class (of each given split), chosen by seed
         deal=each   each image falls to a split by its own pixels (and the seed) alone, so that no
                     other one moves it (docs/privacy.md); shares then come out about right
+        deal=val    the same where the test split is given: all others fall to train or val
 
     Raises: DataError when there are no images or classes, or an image is broken, of another size
     or deeper than 8 bits.
@@ -83,7 +84,7 @@ def load(source: Source, where: Where) -> Splits:
         shape=shape,
         intensity="8-bit values / 255",
     )
-    found = assembled([one.item for one in listed], images, card, rng, each=deal_of(source))
+    found = assembled([one.item for one in listed], images, card, rng, deal=deal_of(source))
     return depending(
         found,
         "limit" if limit else "",

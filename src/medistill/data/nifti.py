@@ -161,7 +161,7 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
         intensity=intensity_of(replace(rule, shape=()), np.dtype(np.uint16), ".nii"),
     )
     rng, by = Rng(where.seed).child("nifti"), by_of(source)
-    return assembled(items, whole, card, rng, by, each=deal_of(source))
+    return assembled(items, whole, card, rng, by, deal=deal_of(source))
 
 
 def _pairs(top: Path, labels: Path) -> list[tuple[str, str]]:

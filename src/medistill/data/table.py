@@ -19,6 +19,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "1"), "val"),
     **dict.fromkeys(("test", "testing", "holdout", "2"), "test"),
 }
+_CUT = "a split that is dealt (give all three, or none and deal=each, or test and deal=val)"
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,15 @@ def assembled(
     rng: Rng,
     by: str = "patient",
     facts: Mapping[str, Tensor] | None = None,
-    each: bool = False,
+    deal: str = "class",
 ) -> Splits:
     """Return the splits of a list: as given, what is missing cut off train by `rng`.
 
     Patients, and images with identical pixels, stay together (`by="image"`: identical images
-    alone). `groups` numbers patients where they are known, else identical images. With `each` a
-    patient (an image, where none is named) is dealt by its name (its pixels) alone.
-    Raises: DataError when a split is left without images.
+    alone). `groups` numbers patients where they are known, else identical images. With `deal` each
+    a patient (an image, where none is named) is dealt by its name (its pixels) alone, and with val
+    so too, but that the test split is as given and all others are dealt to train and val.
+    Raises: DataError when a split is left without images, or none is given to test (`deal` val).
     """
     labels, first = _numbered(items, card)
     (same,) = identical([decoded.blocks()])
@@ -98,7 +100,11 @@ def assembled(
     card = dataclasses.replace(card, patients=named)
     units = same if by == "image" or patients is None else _joined(patients, same)
     given = [item.split for item in items]
-    keys = _keys(items, decoded, by) if each else None
+    if deal == "val":
+        if "test" not in given:
+            raise DataError(f"{card.name}: found no image of test; deal=val expects the test split")
+        given = ["test" if split == "test" else "" for split in given]
+    keys = None if deal == "class" else _keys(items, decoded, by)
     dealt = _dealt(given, first, units, rng, keys)
     for name, positions in zip(SHARES, dealt, strict=True):
         if not len(positions) and patients is not None:
@@ -116,7 +122,8 @@ def assembled(
     ready = arranged(decoded, torch.cat(dealt))
     parts = ready.images.split([len(positions) for positions in dealt])
     # Whether a split is dealt at all may hang on one image where some are given and some not.
-    cut = not {*SHARES} <= {*given} and (not each or bool({"val", "test"} & {*given}))
+    some = deal == "each" and bool({"val", "test"} & {*given})
+    cut = not {*SHARES} <= {*given} and (deal == "class" or some)
     made = Splits(
         *(
             RealSet(
@@ -130,7 +137,7 @@ def assembled(
             for images, positions in zip(parts, dealt, strict=True)
         )
     )
-    return depending(made, "a split that is dealt (give all three, or none and deal=each)" * cut)
+    return depending(made, _CUT * cut)
 
 
 def _numbered(items: Sequence[Item], card: Card) -> tuple[Tensor, Tensor]:
@@ -147,15 +154,15 @@ def _numbered(items: Sequence[Item], card: Card) -> tuple[Tensor, Tensor]:
     return labels, torch.where(labels.any(1), first, len(card.classes))
 
 
-def deal_of(source: Source) -> bool:
-    """Read the option `deal`: each, or class by class.
+def deal_of(source: Source) -> str:
+    """Read the option `deal`: class (by class), each, or val.
 
     Raises: UsageError when it is another word.
     """
     deal = source.options.get("deal", "class")
-    if deal not in ("class", "each"):
-        raise UsageError(f"{source.kind}: found deal={deal}; expected class or each")
-    return deal == "each"
+    if deal not in ("class", "each", "val"):
+        raise UsageError(f"{source.kind}: found deal={deal}; expected class, each or val")
+    return deal
 
 
 def _keys(items: Sequence[Item], decoded: Decoded, by: str) -> list[str]:
