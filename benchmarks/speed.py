@@ -633,11 +633,11 @@ it walks twice. Per step it makes 11 convolutions' worth of products, the plain 
 from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
 in float32. Cores are shared, so times vary; ratios were measured side by side. On the H100 images
 of 28 pixels leave the chip idle: both sides wait for kernels to be launched (convolutions reach two
-parts in a hundred of its rate at most), so what saves arithmetic saves little there, steps of few
-images are up to a third slower than plain ones, and only what launches less is faster: `dm-bank`,
-and students at once.
+parts in a hundred of its rate at most), so what saves arithmetic saves little there: steps of few
+images take up to 1.4 times as long as plain ones, features and sketches gain a third, and most what
+launches less: `dm-bank`, and students at once.
 
-Where a row of one channel, 28 pixels and width 128 falls short of what was aimed at (4 for dc and
+Where a row of one channel, 28 pixels and width 128 falls short of this project's goal (4 for dc and
 dsa, 3 for student-20), the profile below says why: the convolutions and their two backward products
 run at the rate that the library's kernels reach on 20 small maps, and the compiled norm, activation
 and pooling with their derivatives take most of the rest. Sums over space as reductions instead of

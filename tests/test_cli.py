@@ -476,6 +476,11 @@ def test_another_split_of_the_same_data_is_refused_for_it_tests_on_training_imag
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert "give --seed as distill had it" in result.stderr
     assert cli(*again, "--seed", "1").exit_code == 0
+    learned = ("train", "r", "--out", "m.safetensors", "--data", "folder:images")
+    result = cli(*learned)
+    assert (result.exit_code, "give --seed as distill had it" in result.stderr) == (3, True)
+    assert not (here / "m.safetensors").exists()
+    assert cli(*learned, "--seed", "1").exit_code == 0
 
 
 def test_a_full_disk_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,16 @@ import os
 import re
 import shlex
 import tarfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from medistill.cli import app
+from medistill.methods import METHODS
 from medistill.plan import grid, read_study
+from test_medical import hospital
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +84,7 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     if page.name == "medical.md" and os.environ.get("MEDISTILL_DATA"):
         write_lists(tmp_path, Path(os.environ["MEDISTILL_DATA"]))
+        hospital(tmp_path / "hospital", patients=24)
     for line in lines:
         words = shlex.split(os.path.expandvars(line))[1:]
         monkeypatch.setattr("sys.argv", ["medistill", *words])
@@ -99,7 +102,7 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def without_real_data(lines: list[str]) -> list[str]:
     """Leave out lines that read real data, and lines that read what these would have written."""
-    missing, kept = {"scans.csv", "rare.csv", "list.json"}, []
+    missing, kept = {"scans.csv", "rare.csv", "list.json", "dicom:hospital"}, []
     for line in lines:
         words = shlex.split(line)
         if REAL.search(line) or any(part in word for word in words for part in missing):
@@ -125,6 +128,13 @@ def test_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(), re.MULTILINE))
     known = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named <= known
+
+
+def test_the_settings_of_every_method_are_told() -> None:
+    told = (ROOT / "docs" / "methods.md").read_text()
+    for kind in METHODS:
+        shown = [f"`--{f.name.replace('_', '-')}` {f.default}" for f in fields(kind)]
+        assert f"| `{kind.name}` | {', '.join(shown)} |" in told, kind.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -670,6 +670,10 @@ def test_a_private_sketch_is_neither_compiled_nor_made_on_a_gpu(tmp_path: Path) 
         module.private_sketch(
             real, SPEC, Ledger(tmp_path / "l.json"), **given, compute=Compute(compile=True)
         )
+    with pytest.raises(UsageError, match="images on meta"):
+        module.private_sketch(
+            real.to(torch.device("meta")), SPEC, Ledger(tmp_path / "l.json"), **given
+        )
     assert not (tmp_path / "l.json").exists()
 
 

@@ -115,7 +115,7 @@ def evaluate(
     """
     begin = time.monotonic()
     check_kind(splits.train.card, synthetic.card)
-    _check_split(synthetic, splits.train.card)
+    check_split(synthetic, splits.train.card)
     present = len(splits.test.labels.unique())
     if present < 2:
         raise DataError(
@@ -152,13 +152,17 @@ def evaluate(
     return Evaluation(rows, pilots, recipes, measured, time.monotonic() - begin)
 
 
-def _check_split(synthetic: SyntheticSet, here: Card) -> None:
+def check_split(synthetic: SyntheticSet, here: Card) -> None:
+    """Refuse another split of the data that a set was distilled from.
+
+    Raises: DataError when names are equal and training images are not.
+    """
     made = synthetic.origin.data_digest
     if made and made != here.digest and synthetic.card.name == here.name:
         raise DataError(
             f"{here.name}: found other training images than the set was distilled from; expected "
             "the same split, or students would be tested on images that it was made of: give "
-            "--seed as distill had it"
+            "--seed as distill had it (data of another place want another name)"
         )
 
 

@@ -215,15 +215,16 @@ def private_sketch(
     Source: one-shot noisy moments with the exact calibration of Balle and Wang (arXiv 1805.06530);
     the proof stands in docs/privacy.md.
     Raises: UsageError when something is private that must be public (see `check`), or it would be
-    compiled; RunRefused when the ledger's limit is reached.
+    compiled or computed elsewhere than on a CPU; RunRefused when the ledger's limit is reached.
     """
+    if compute.compile or real.device.type != "cpu":
+        found = "a compiled private sketch" if compute.compile else f"images on {real.device}"
+        raise UsageError(
+            f"found {found}; expected a plain sketch on a CPU: only for that it is shown that no "
+            "image moves the numbers of another (docs/privacy.md)"
+        )
     check_backbone(spec, real.card)
     units = check(real, unit, classes)
-    if compute.compile:
-        raise UsageError(
-            "found a compiled private sketch; expected a plain one: only for that it is shown that "
-            "no image moves the numbers of another (docs/privacy.md)"
-        )
     extra("opendp.prelude", "dp")  # asked before anything is spent
     promise = _promise(spec, epsilon, delta, unit)
     ledger.check(real.card.name, real.digest, promise)

@@ -35,10 +35,10 @@ def audit(
     budget: Annotated[float, typer.Option(help="Minutes; what they do not allow is named.")] = 10.0,
     models: Annotated[
         int | None,
-        typer.Option(help="Times the whole way is gone again: as the budget allows unless given."),
+        typer.Option(help="Distillations anew, on images drawn by coins; else as --budget allows."),
     ] = None,
     images: Annotated[
-        int, typer.Option(help="Training images to ask about (of fewer: a round number).")
+        int, typer.Option(help="Training images to attack; a round number where there are fewer.")
     ] = 400,
     student_steps: Annotated[int, typer.Option(help="Steps of each model's training.")] = 300,
     control_steps: Annotated[

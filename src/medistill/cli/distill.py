@@ -55,7 +55,7 @@ Images = Annotated[
 Bytes = Annotated[int | None, typer.Option(help="Bytes of 8-bit pixels in all, in place of --ipc.")]
 Dealt = Annotated[
     Literal["equal", "proportional", "sqrt"],
-    typer.Option(help="Images of a class: as many as of any, or by the (root of) its real ones."),
+    typer.Option(help="How images are dealt to classes: equally, or by (the root of) their size."),
 ]
 SmallClass = Annotated[
     Literal["refuse", "whole"],
@@ -64,7 +64,8 @@ SmallClass = Annotated[
 BackboneName = Annotated[
     str,
     typer.Option(
-        help="convnet-DEPTH-WIDTH, mlp-WIDTH or resnet18, perhaps with a norm; monai:NAME."
+        help="convnet-DEPTH-WIDTH, mlp-WIDTH, resnet18 or linear, with a norm if you like "
+        "(convnet-3-64-batch; instance, batch, layer, group, none); monai:NAME."
     ),
 ]
 OwnBackbone = Annotated[
@@ -81,7 +82,7 @@ Augment = Annotated[
     str, typer.Option(help="all, none, or some of color,crop,cutout,flip,scale,rotate.")
 ]
 NoFlip = Annotated[
-    bool, typer.Option("--no-flip", help="A mirrored image would belong to another class.")
+    bool, typer.Option("--no-flip", help="Leave out flips: a mirrored image is of another class.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in --out.")]
 

@@ -119,7 +119,7 @@ def sign(
     With it a package can ask for two pairs of eyes, each with a key of its own: receivers say
     --threshold 2. What was signed before stays signed.
 
-    Example: medistill sign first.medistill --unsigned --key keys/private.pem --out both.medistill
+    Example: medistill sign a.medistill --trust keys --key b/private.pem --out both.medistill
     """
     from ..package import countersigned, load_private
     from ..records import refuse_existing

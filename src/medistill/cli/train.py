@@ -75,7 +75,8 @@ def train(
     against the declared one. Several sets: each is normalized by its own statistics and every class
     of every site counts alike; on local validation data it is told what each site is worth, and the
     model takes images by the mean and std of --data (without it by the mean over the sites). The
-    model is a safetensors file with the recipe in its header.
+    model is a safetensors file with the recipe in its header. Where --data is the source that a run
+    was made from and split by seed (folders, tables), --seed must be the one of distill.
 
     Example: medistill train runs/first --out model.safetensors --data phantom
     """
@@ -95,8 +96,8 @@ def train(
     local = splits.test.card if splits else None
     made = [one.synthetic for one in given]
     first = made[0].card
-    if local:
-        _check_local(local, made[0].recipe, first)
+    if splits:
+        _check_local(splits, made)
     networks = _trained(made, students, how)
     recipe = recipe_together(made, local)
     save(out, networks[0], recipe, first)
@@ -145,12 +146,16 @@ def _check_once(given: "list[Given]") -> None:
             )
 
 
-def _check_local(local: "Card", recipe: "Recipe", card: "Card") -> None:
+def _check_local(splits: "Splits", made: "list[SyntheticSet]") -> None:
     """Refuse, before the work, local data of another kind; say where other rules made it."""
+    from ..evaluate import check_split
     from ..progress import say
     from ..train import check_kind
 
-    check_kind(local, card)
+    local, recipe = splits.test.card, made[0].recipe
+    check_kind(local, made[0].card)
+    for one in made:
+        check_split(one, splits.train.card)
     if recipe.intensity and local.intensity and local.intensity != recipe.intensity:
         say(
             f"local intensities are not made as the sender's: {local.intensity}, there "

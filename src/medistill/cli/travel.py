@@ -101,7 +101,7 @@ def decrypt(
 ) -> None:
     """Open a sealed package; it is checked, as verify does, before it is written.
 
-    Example: medistill decrypt first.age --identity keys/identity.txt --out a.medistill --unsigned
+    Example: medistill decrypt a.age --identity id.txt --trust keys/public.pem --out a.medistill
     """
     from ..package.read import received
     from ..package.seal import unseal
@@ -132,7 +132,7 @@ def export(
     numbers. The classes of the medmnist program read its file by index; its val and test are empty,
     and their len() knows the official number of images alone.
 
-    Example: medistill export first.medistill --unsigned --to medmnist --out first.npz
+    Example: medistill export a.medistill --trust keys/public.pem --to medmnist --out a.npz
     """
     from ..package import read
     from ..package.export import export as write

@@ -29,7 +29,7 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_GREY = ("1", "L", "LA")
+_GRAY = ("1", "L", "LA")
 
 
 class _Item(NamedTuple):
@@ -49,8 +49,8 @@ def load(source: Source, where: Where) -> Splits:
 
         size=N      pad to a square with black, then resize to N x N (bilinear, antialiased);
                     without it every image must have one size
-        channels=1  color to grey by luma (ITU-R 601); channels=3 repeats grey; without it 1 if
-                    every image is grey, else 3
+        channels=1  color to gray by luma (ITU-R 601); channels=3 repeats gray; without it 1 if
+                    every image is gray, else 3
         limit=N     at most N images of each class (of each given split), chosen by seed
         deal=each   each image falls to a split by its own pixels (and the seed) alone, so that no
                     other one moves it (docs/privacy.md); shares then come out about right
@@ -161,14 +161,14 @@ def _chosen(items: list[_Item], limit: int, rng: Rng) -> list[_Item]:
 def _header(paths: Sequence[str], size: int, channels: int) -> tuple[int, tuple[int, int]]:
     """Read every header; return the channels and the shape (h, w) of the set."""
     sizes: dict[tuple[int, int], str] = {}
-    grey = True
+    gray = True
     with progress("image headers", len(paths)) as advance:
         for path in paths:
             try:
                 with picture(path) as image:
                     _check_depth(image, path)
                     sizes.setdefault(image.size, path)
-                    grey &= image.mode in _GREY
+                    gray &= image.mode in _GRAY
             except BROKEN as error:
                 raise no_whole_image(path, error) from None
             advance()
@@ -179,7 +179,7 @@ def _header(paths: Sequence[str], size: int, channels: int) -> tuple[int, tuple[
             f"add ;size={min(*a, *b)}"
         )
     width, height = next(iter(sizes))
-    return channels or (1 if grey else 3), (size, size) if size else (height, width)
+    return channels or (1 if gray else 3), (size, size) if size else (height, width)
 
 
 def _check_depth(image: Image.Image, path: str) -> None:

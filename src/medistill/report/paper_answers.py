@@ -177,7 +177,7 @@ def sample(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
 
 
 def _missing(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
-    """Say how far the kept candidate is from what was aimed at, and what its error is made of."""
+    """Say how far the kept candidate is from this project's goal, and what its error is made of."""
     best, (error, sources) = indicator.report["accuracy"][indicator.chosen], floor
     reached = [
         method
@@ -186,7 +186,7 @@ def _missing(indicator: Indicator, floor: tuple[float, int]) -> list[str]:
     ]
     met = best["error"] <= AIM
     text = (
-        f"What is missing: an error of {AIM} was aimed at, with a dataset left out, and "
+        f"What is missing: the goal was an error of {AIM} with a dataset left out, and it was "
         + ("met" if met else "not met")
         + f" ({best['error']:.3f}"
         + (f"; {listed(reached)} alone: {AIM} or less" if reached and not met else "")
