@@ -33,7 +33,7 @@ from medistill.audit.battery import _seen_by
 from medistill.audit.copies import chance_of
 from medistill.audit.curves import _Ranked, clustered
 from medistill.audit.facts import facts_of
-from medistill.audit.mechanism import LEVEL, _free, _lower, once
+from medistill.audit.mechanism import LEVEL, _free, _lower, once, runs_of
 from medistill.audit.membership import (
     Pool,
     Shadows,
@@ -273,11 +273,11 @@ def test_false_guesses_of_two_rates_are_no_likelier_few_than_of_their_mean() -> 
         assert (both.cumsum()[: most + 1] <= mean + 1e-12).all()
 
 
-@pytest.mark.parametrize(("epsilon", "part"), [(1.0, 0.5), (4.0, 0.5), (1.0, 0.9)])
+@pytest.mark.parametrize(("epsilon", "part"), [(0.5, 0.5), (1.0, 0.5), (4.0, 0.5), (1.0, 0.9)])
 def test_the_bound_of_a_mechanism_is_below_epsilon_and_near(epsilon: float, part: float) -> None:
     """Guesses of a Gaussian release at a threshold that gives the absent that part of errors."""
     draw = np.random.default_rng(3)
-    mu, runs = 1 / noise_of(epsilon, DELTA), 20_000
+    mu, runs = 1 / noise_of(epsilon, DELTA), runs_of(epsilon)
     middle = norm.isf(part * 2 * norm.cdf(-mu / 2))
     rates = [norm.sf(middle), norm.cdf(middle - mu)]
     lows = np.array([_lower(draw.binomial(runs, rates), runs, DELTA, LEVEL) for _ in range(400)])
@@ -293,6 +293,25 @@ def test_a_leak_of_one_kind_is_bounded_by_the_two_rates_apart() -> None:
     mu = -norm.ppf(most).sum()
     assert _lower([0, 700], runs, DELTA, LEVEL) == pytest.approx(epsilon_of(mu, DELTA))
     assert _lower([0, 1000], runs, DELTA, LEVEL) == 0.0
+
+
+def test_releases_that_are_drawn_together_have_noise_of_their_own() -> None:
+    held = promise(1.0)
+    seen: list[torch.Tensor] = []
+
+    def kept(sums: torch.Tensor, guarantee: Guarantee) -> torch.Tensor:
+        seen.append(once(sums, guarantee))
+        return seen[-1]
+
+    zeros, worst = torch.zeros(3, dtype=torch.int64), worst_patient((3,), held.bound)
+    found = audit_mechanism(zeros, worst, held, runs=1100, release=kept)
+    assert [one.shape for one in seen] == [(500, 3), (500, 3), (100, 3)] * 2
+    every = torch.cat(seen)
+    assert len(every.unique()) == every.numel()
+    inside = (every[1100:].double() @ worst.double()) / worst.double().norm() ** 2
+    assert found.false_negatives == int((inside <= 0.5).sum())
+    outside = (every[:1100].double() @ worst.double()) / worst.double().norm() ** 2
+    assert found.false_positives == int((outside > 0.5).sum())
 
 
 def test_small_audits_of_the_mechanism_say_little() -> None:
@@ -589,6 +608,7 @@ def visible(page: str) -> str:
 def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "--method", "dm", "--steps", "3")
     words = ["audit", str(run), "--data", "phantom:n=120,size=16", "--models", "4"]
+    words += ["--control-steps", "400"]
     words += ["--images", "60", "--student-steps", "20"]
     result = CliRunner().invoke(app, [*words, "--json"])
     assert result.exit_code == 0, result.output
@@ -650,7 +670,7 @@ def test_the_command_line_audits_a_run_with_both_controls(tmp_path: Path) -> Non
 def test_a_set_of_real_images_fails_its_audit(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "--method", "random")
     splits = load("phantom:n=120,size=16")
-    record = audit_run(run, splits, models=4, images=60, student_steps=10)
+    record = audit_run(run, splits, models=4, images=60, student_steps=10, control_steps=400)
     assert record["verdict"]["leaks"] is True
     assert record["verdict"]["reasons"][:3] == [
         "copies in pixels",
@@ -675,13 +695,17 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, words).exit_code == 0
     made = ["distill", str(tmp_path / "a.sketch"), "--ipc", "1", "--steps", "5"]
     assert CliRunner().invoke(app, [*made, "--out", str(tmp_path / "run")]).exit_code == 0
-    record = audit_run(tmp_path / "run", SPLITS, models=4, images=60, student_steps=10)
+    how: Any = {"models": 4, "images": 60, "student_steps": 10, "control_steps": 400}
+    record = audit_run(tmp_path / "run", SPLITS, **how)
     assert record["one_run"]["delta"] == DELTA
     told = officer(tmp_path / "run")
     assert "in the ledger" not in told  # what leaves the house
     page = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "all.md"), "--ledger"]
     assert CliRunner().invoke(app, [*page, str(ledger.path)]).exit_code == 0
-    assert "It is the only release of phantom" in (tmp_path / "all.md").read_text()
+    assert (
+        "It is the only release in the ledger under the name phantom"
+        in (tmp_path / "all.md").read_text()
+    )
     again = [str(tmp_path / "b.sketch") if word.endswith("a.sketch") else word for word in words]
     assert CliRunner().invoke(app, again).exit_code == 0
     total = composed([1 / one.noise for one in ledger.releases()], DELTA)

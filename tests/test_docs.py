@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = {
     "distill": ["--steps", "2", "--backbone", "convnet-2-8"],
     "evaluate": ["--seeds", "2", "--student-steps", "4"],
+    "audit": ["--control-steps", "30"],
 }
 # Volumes of 64 voxels a side take seconds each on a core.
 LARGE = ["--seeds", "1"]

@@ -56,8 +56,11 @@ def die_at_two(number: int) -> int:
 def test_results_come_in_order_and_errors_as_they_are(engine: Engine) -> None:
     assert list(engine.map(square, range(7))) == [0, 1, 4, 9, 16, 25, 36]
     assert list(engine.map(square, [])) == []
-    with pytest.raises(DataError, match="found 3"):
+    with pytest.raises(DataError, match="found 3") as kept:
         list(engine.map(refuse, range(5)))
+    # Also the worker whose task raised is gone, though its error is held.
+    assert kept.value.args
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_keeps_to_what_is_alike_then_begins_on_what_no_other_has() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def poisoned(part: RealSet) -> RealSet:
 @pytest.fixture(scope="module")
 def whole() -> Evaluation:
     return small_evaluation()
+
+
+def test_a_student_of_several_backbones_is_their_mean() -> None:
+    found = small_evaluation(students=[SMALL, ConvNet(2, 4)], curve=(1,))
+    rows = [row for row in found.rows if row["arm"] == "random"]
+    assert len(rows) == 4
+    means = [
+        statistics.fmean(row["accuracy"] for row in rows if row["seed"] == seed) for seed in (0, 1)
+    ]
+    assert found.scores("random", "accuracy") == means
+    told = found.record()
+    assert told["random"]["accuracy"]["n"] == 2
+    assert told["curve"]["1"]["n"] == 2
 
 
 # --- what an evaluation says --------------------------------------------------------------------
@@ -138,7 +152,7 @@ def test_a_set_of_random_images_is_worth_its_own_number() -> None:
 
 def test_a_worth_beyond_the_curve_is_null_and_said_so() -> None:
     ones = {size: Score(0.5, 0.5, 0.5, 2) for size in (1, 4)}
-    rows = [{"arm": "synthetic", "accuracy": 0.9}, {"arm": "synthetic", "accuracy": 0.8}]
+    rows = [{"arm": "synthetic", "accuracy": 0.9 - seed / 10, "seed": seed} for seed in (0, 1)]
     found = Evaluation(rows, [], {}, ones, 0.0).worth
     assert found is not None
     assert found.mean == math.inf

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from medistill.cli import app
 from medistill.data import load
+from medistill.engine import Here
 from medistill.errors import DataError, RunRefused, UsageError
 from medistill.indicator import (
     CANDIDATES,
@@ -46,7 +48,14 @@ from medistill.measure import measure
 from medistill.metrics import Score
 from medistill.plan import Data, Study
 from medistill.predict import Line, predict, recommendation
-from medistill.sets import RealSet
+from medistill.sets import RealSet, copied
+
+
+class Nobody(Here):
+    """An engine that is not to be asked."""
+
+    def done(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
 
 
 def mean_model(known: Any, target: Any, new: Any) -> Any:
@@ -391,6 +400,13 @@ def test_measurements_read_no_test_image_and_repeat() -> None:
         first["random"]["1"]["accuracy"], turned["random"]["1"]["accuracy"], strict=True
     ):
         assert one + other == pytest.approx(1)
+    # A set that lies in the map of a file is measured here, not by workers that copy it.
+    held = load("phantom:n=60,size=16").train
+    with mmap.mmap(-1, mmap.PAGESIZE) as file:
+        mapped = copied(held, file=file)
+        how: Any = {"sizes": (1, 40), "draws": 2, "backbone": "convnet-2-8"}
+        there = measure(mapped, splits.val, engine=Nobody(), **how)
+    assert {**first, "seconds": 0} == {**there, "seconds": 0}
     several = load("phantom:task=multi-label,n=60")
     with pytest.raises(UsageError, match="several labels"):
         measure(several.train, several.val)

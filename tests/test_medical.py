@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from typer.testing import CliRunner
 
 from medistill.cli import app
 from medistill.data import decode, load, near, shortcuts
-from medistill.data.dicom import read_series
+from medistill.data.dicom import read_instance, read_series
 from medistill.data.files import Rule, fitted, read, read_picture, windowed
 from medistill.data.nifti import read_volume
 from medistill.data.source import Source
@@ -248,6 +249,29 @@ def test_test_images_without_labels_are_left_out(tmp_path: Path) -> None:
     assert sum(map(len, splits)) == 30
 
 
+def test_images_of_nobody_are_not_one_patients(tmp_path: Path) -> None:
+    path = datalist(tmp_path, labels={"0": "well", "1": "ill"})
+    whole = json.loads(path.read_text())
+    for part in ("training", "validation", "test"):
+        for entry in whole[part]:
+            entry |= {"patient": None, "site": None}
+    path.write_text(json.dumps(whole))
+    train = load(f"datalist:{path}").train
+    assert not train.card.patients
+    assert "site" not in train.facts
+    assert train.groups is None or len(train.groups.unique()) == len(train)
+    whole["training"][3]["label"] = math.nan
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="found label nan"):
+        load(f"datalist:{path}")
+
+
+def test_classes_that_are_equal_numbers_have_one_order() -> None:
+    named = [Item(name) for name in ("1.0", "01", "1", "2")]
+    assert classes_of(named) == ("01", "1", "1.0", "2")
+    assert classes_of([Item("nan"), Item("3"), Item("11")]) == ("11", "3", "nan")
+
+
 # --- DICOM --------------------------------------------------------------------------------------
 
 
@@ -411,10 +435,16 @@ def test_images_that_share_a_window_depend_on_each_other(tmp_path: Path) -> None
             where = tmp_path / ("ill" if p % 2 else "well") / f"p{p}" / f"{s}.dcm"
             pixels = noise(10 * p + s, 16, 16).astype(np.uint16)
             dicom(where, s, SeriesInstanceUID=f"1.{p}", PatientID=None, pixels=pixels)
-    assert "window" in load(f"dicom:{tmp_path};deal=each").train.depends
-    named = load(f"dicom:{hospital(tmp_path / 'named', 60, 2)};deal=each").train
+    shared = load(f"dicom:{tmp_path};deal=each;label=folder").train.depends
+    assert shared.startswith("what the slices of a series share")
+    source = f"dicom:{hospital(tmp_path / 'named', 60, 2)};deal=each"
+    named = load(f"{source};label=folder").train
     assert not named.depends
     assert named.card.patients
+    # By slice, the window of a patient's slice hangs on those that fell to other splits.
+    assert "share" in load(f"{source};label=folder;by=image").train.depends
+    # One file beside the folders, and modalities would be classes.
+    assert load(source).train.depends.startswith("labels whose place")
 
 
 def test_files_of_several_kinds_name_no_rule_that_the_first_decides(tmp_path: Path) -> None:
@@ -430,6 +460,78 @@ def test_files_of_several_kinds_name_no_rule_that_the_first_decides(tmp_path: Pa
     assert not alone.depends
     mixed = load(f"csv:{table(tmp_path / 'two.csv', rows)};deal=each").train
     assert "files of several kinds" in mixed.depends
+
+
+def test_the_first_file_does_not_decide_whether_all_are_volumes(tmp_path: Path) -> None:
+    """With a window of their own slices and volumes have one rule of intensities."""
+    rows: list[list[object]] = [["path", "label"]]
+    dicom(tmp_path / "first.dcm", pixels=noise(99, 8, 8).astype(np.uint16))
+    rows.append(["first.dcm", "a"])
+    for n in range(30):
+        nifti(tmp_path / f"{n}.nii", noise(n, 64, 8).reshape(8, 8, 8).astype(np.float32))
+        rows.append([f"{n}.nii", "ab"[n % 2]])
+    options = ";size=8;window=40,400;deal=each"
+    with_it = load(f"csv:{table(tmp_path / 'one.csv', rows)}{options}").train
+    assert with_it.card.shape == (8, 8)
+    assert "files of several kinds" in with_it.depends
+    without = load(f"csv:{table(tmp_path / 'two.csv', [rows[0], *rows[2:]])}{options}").train
+    assert without.card.shape == (8, 8, 8)
+    assert not without.depends
+
+
+def test_colors_of_a_palette_and_deep_ones_are_colors(tmp_path: Path) -> None:
+    palette = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in (("Red", [0, 10, 200]), ("Green", [0, 20, 100]), ("Blue", [0, 30, 50])):
+        palette[f"{name}PaletteColorLookupTableDescriptor"] = [3, 0, 16]  # type: ignore[assignment]
+        table_ = np.array(values, "<u2") * 257
+        palette[f"{name}PaletteColorLookupTableData"] = table_.tobytes()  # type: ignore[assignment]
+    numbers = np.array([[0, 1], [2, 1]], np.uint16)
+    path = dicom(tmp_path / "palette.dcm", pixels=numbers, **palette)
+    found = read_instance(str(path), Rule())
+    assert found.dtype == np.uint8
+    assert found[:, 0, 1].tolist() == [10, 20, 30]
+    assert found[:, 1, 0].tolist() == [200, 100, 50]
+    data = pydicom.dcmread(dicom(tmp_path / "deep.dcm"))
+    data.SamplesPerPixel, data.PlanarConfiguration = 3, 0
+    data.PhotometricInterpretation, data.BitsStored, data.HighBit = "RGB", 12, 11
+    deep = np.zeros((16, 16, 3), "<u2")
+    deep[0, 0] = 4095, 2048, 16
+    data.PixelData = deep.tobytes()
+    data.save_as(tmp_path / "deep.dcm")
+    found = read_instance(str(tmp_path / "deep.dcm"), Rule())
+    assert found[:, 0, 0].tolist() == [255, 128, 1]
+
+
+@pytest.mark.parametrize("frames", ["2000000000", "-3"])
+def test_a_count_of_frames_that_cannot_be_is_refused(tmp_path: Path, frames: str) -> None:
+    hospital(tmp_path / "scans")
+    path = tmp_path / "scans" / "ill" / "p1" / "IM1"
+    data = pydicom.dcmread(path)
+    data.NumberOfFrames = frames
+    data.save_as(path)
+    with pytest.raises(DataError, match="NumberOfFrames"):
+        load(f"dicom:{tmp_path / 'scans'}")
+
+
+def test_a_volume_without_the_organ_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(7):
+        organs(tmp_path, number)
+    nifti(tmp_path / "labels" / "6.nii.gz", np.zeros((24, 24, 24), np.uint8))
+    splits = load(f"nifti:{tmp_path / 'images'};labels={tmp_path / 'labels'};size=8")
+    groups = [set(part.groups.tolist()) for part in splits if part.groups is not None]
+    assert sum(map(len, groups)) == 6
+    assert "1 volumes have no label" in capsys.readouterr().err
+
+
+def test_a_damaged_volume_is_one_line(tmp_path: Path) -> None:
+    image, labels = organs(tmp_path)
+    content = bytearray(image.read_bytes())
+    content[30:2000] = bytes(1970)
+    image.write_bytes(content)
+    with pytest.raises(DataError, match=str(image)):
+        load(f"nifti:{image};labels={labels};size=8;by=image;window=0,100")
 
 
 def test_header_risks_are_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """MedMNIST files: the table, the reader, the places looked in, and downloads, whole or absent."""
 
 import hashlib
+import pickle
 import struct
 import threading
 import zipfile
@@ -255,6 +256,11 @@ def test_large_arrays_that_are_not_compressed_stay_in_their_file(
         index = torch.tensor([3, 0])
         assert torch.equal(one.normalized(index), other.normalized(index))
         assert one.normalized(index).stride() == other.normalized(index).stride()
+    # A map does not travel to another process; its images do, as a copy.
+    there = pickle.loads(pickle.dumps(mapped.train))
+    assert mapped.train.file is not None
+    assert there.file is None
+    assert there.digest == mapped.train.digest
     # Copy on write: what is changed in memory never reaches the file.
     before = (tmp_path / "plain.npz").read_bytes()
     mapped.train.images[:] = 0

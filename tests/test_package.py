@@ -99,7 +99,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--student-steps", "20"]
     assert cli(*words).exit_code == 0, cli(*words).output
     words = ["audit", place / "run", "--data", source, "--models", "4", "--images", "400"]
-    assert cli(*words, "--student-steps", "2").exit_code == 0
+    assert cli(*words, "--student-steps", "2", "--control-steps", "400").exit_code == 0
     audit = read_json(place / "run" / "audit.json")
     # Two steps are no set to judge.
     audit["verdict"] |= {"leaks": False, "reasons": [], "membership": "valid"}

@@ -368,6 +368,9 @@ def test_confusions_are_shares_of_the_true_class() -> None:
         [0, 0],
     ]
     assert [cell["count"] for cell in only["rows"][0]["cells"]] == [8, 2]
+    # Two labels that may both be there have a table each, which is no matrix of two classes.
+    both = {"arm": "synthetic", "confusion": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}
+    assert confusions({"rows": [both]}, ["a", "b"]) == []
 
 
 def test_long_logs_are_drawn_as_means_of_blocks() -> None:

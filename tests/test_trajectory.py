@@ -779,6 +779,14 @@ def test_an_interrupt_while_experts_train_leaves_a_run_that_goes_on(
     assert not calls
     with pytest.raises(KeyboardInterrupt):
         distill_to(tmp_path / "run", run, resume=False, cache=tmp_path / "b")
+    # Whether to compile was not decided yet, so it is when the run goes on, as if it had not begun.
+    asked = []
+    with monkeypatch.context() as patch:
+        module = sys.modules["medistill.distill"]
+        patch.setattr(module, "worth_compiling", lambda *given: asked.append(given) or False)
+        goes_on = dataclasses.replace(run, steps=1)
+        assert module._compiled(tmp_path / "run", goes_on, "auto", True) is False
+    assert len(asked) == 1
     record = distill_to(tmp_path / "run", run, resume=True, cache=tmp_path / "b")
     assert record["finished"]
     assert record["bytes"] == whole["bytes"]

@@ -182,6 +182,56 @@ def test_a_link_in_an_archive_is_left_out(tmp_path: Path) -> None:
     assert sum(len(part) for part in load(f"folder:{tmp_path / 'links.tar.gz'}")) == 20
 
 
+def test_archives_that_python_cannot_open_are_one_line(tmp_path: Path) -> None:
+    path = archive(tmp_path / "scans.zip")
+    whole = path.read_bytes()
+    for offset, what in ((6, 1), (8, 9)):  # flags: encrypted; the way it is compressed: Deflate64
+        content = bytearray(whole)
+        for mark, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+            place = content.find(mark)
+            while place >= 0:
+                content[place + offset + shift] = what
+                place = content.find(mark, place + 4)
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"scans\.zip is damaged or holds"):
+            load(f"folder:{path}")
+    path.write_bytes(whole)
+    tarred = archive(tmp_path / "scans.tar.gz")
+    damaged = bytearray(tarred.read_bytes())
+    damaged[40:60] = bytes(20)
+    tarred.write_bytes(damaged)
+    with pytest.raises(DataError, match="damaged"):
+        load(f"folder:{tarred}")
+
+
+def test_what_a_killed_run_had_unpacked_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tmp_path / "scans.zip")
+    monkeypatch.setenv("MEDISTILL_CACHE", str(tmp_path / "cache"))
+    load(f"folder:{path}")
+    (whole,) = (one for one in (tmp_path / "cache" / "unpacked").iterdir() if one.is_dir())
+    half = whole.with_name(f".unpacking-{whole.name}")
+    whole.rename(half)  # as a kill leaves it
+    (half / "stale.png").write_bytes(b"half")
+    assert sum(map(len, load(f"folder:{path}"))) == 20
+    assert not half.exists()
+    assert not (whole / "stale.png").exists()
+
+
+def test_facts_of_images_stay_where_a_source_is_varied(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        "path,label,site\n" + "".join(f"{n}.png,{'abc'[n % 3]},{'NS'[n % 2]}\n" for n in range(60))
+    )
+    for n in range(60):
+        (tmp_path / f"{n}.png").write_bytes(picture(4 * n))
+    inner = f"csv:{tmp_path / 'list.csv'}"
+    for changes in ("size=6", "classes=a|b", "contrast=0.5"):
+        train = load(f"vary:({inner});{changes}").train
+        assert len(train.facts["site"]) == len(train), changes
+        assert train.facts["site"].unique().tolist() == [0, 1]
+
+
 def test_a_cut_archive_is_told(tmp_path: Path) -> None:
     path = archive(tmp_path / "cut.tar.gz")
     path.write_bytes(path.read_bytes()[:200])

@@ -262,8 +262,9 @@ def _tell_range(synthetic: SyntheticSet) -> None:
 
 def _compiled(folder: Path, run: Run, mode: Mode, resume: bool) -> bool:
     """Decide whether to compile, by a step that is thrown away or as the run began."""
-    if mode == "auto" and resume and (folder / "run.json").is_file():
-        return bool(_begun(folder).get("compute", {}).get("compile", False))
+    there = mode == "auto" and resume and (folder / "run.json").is_file()
+    if there and (begun := _begun(folder).get("compute")):  # None: it was stopped before that
+        return bool(begun.get("compile", False))
     steps = run.method.steps(run.task) if run.steps is None else run.steps
     if mode != "auto" or not steps:
         return worth_compiling(mode, lambda: None, 0)
@@ -278,7 +279,8 @@ def _ready(folder: Path, run: Run, resume: bool, cache: Path | None, mode: Mode)
         return prepared(run.method, run.task, cache, mode)
     except KeyboardInterrupt:
         if not resume:
-            write_json(folder / "run.json", {**run_record(run), "finished": False})
+            record = run_record(run) | {"compute": None, "finished": False}  # not decided yet
+            write_json(folder / "run.json", record)
         raise
 
 
@@ -314,6 +316,7 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
         write_json(folder / "run.json", {**record, "finished": False})
         return None, 0.0
     old = _begun(folder)
+    old["compute"] = old.get("compute") or record["compute"]
     for name in record:
         if name not in _MAY_DIFFER and old.get(name) != record[name]:
             raise RunRefused(
@@ -326,16 +329,14 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
         write_atomic(folder / "log.jsonl", b"")
         return None, 0.0
     state, header = load_state(checkpoint)
-    done = int(state["step"])
-    log = folder / "log.jsonl"
+    done, log = int(state["step"]), folder / "log.jsonl"
     lines = log.read_text().splitlines() if log.is_file() else []
     if len(lines) < done:
         raise DataError(
             f"found {len(lines)} lines in {log}; expected {done}, one for each step of the "
             "checkpoint: begin anew in another folder"
         )
-    kept = "".join(line + "\n" for line in lines[:done])
-    write_atomic(log, kept.encode())
+    write_atomic(log, "".join(line + "\n" for line in lines[:done]).encode())
     return state, float(header["seconds"])
 
 

@@ -23,6 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from .errors import RunRefused, UsageError, extra
+from .places import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -181,14 +182,13 @@ class Processes(Engine):
             while True:
                 begun = [one.like for one in running.values()]
                 while free and (following := queue.next(free[-1].like, begun)) is not None:
-                    number, item, what = following
-                    future, worker = self._given(free.pop().worker, function, item)
-                    running[future] = _Busy(worker, number, item, what, 1)
-                    begun.append(what)
+                    future, worker = self._given(free.pop().worker, function, following[1])
+                    running[future] = _Busy(worker, *following, 1)
+                    begun.append(following[2])
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    one = running.pop(future)
+                    one = running[future]  # until its result is there: who raises is ended, too
                     worker = one.worker
                     result: R | Lost = Lost()
                     try:
@@ -198,7 +198,9 @@ class Processes(Engine):
                         if one.tries < TRIES:
                             again = worker.submit(function, one.item)
                             running[again] = one._replace(worker=worker, tries=one.tries + 1)
+                            del running[future]
                             continue
+                    del running[future]
                     free.append(_Idle(worker, one.like))
                     yield one.number, result
         finally:
@@ -217,12 +219,11 @@ class Processes(Engine):
             return fresh.submit(function, item), fresh
 
     def _worker(self) -> ProcessPoolExecutor:
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
         return ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(threads,),
+            initargs=(max(1, cores() // self.workers),),
         )
 
 
@@ -395,5 +396,5 @@ def local(workers: int, threads: int = 1) -> Engine:
     """
     if workers < 0:
         raise UsageError(f"found --workers {workers}; expected 0 or more")
-    workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
+    workers = workers or max(1, cores() // threads)
     return Here() if workers == 1 else Processes(workers)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ PROTOCOL = (
 INTERVAL = (
     "95% t interval over students; each random student has its own draw of images. The interval "
     "of the synthetic arm covers the training of students, not the synthesis: repeat distill with "
-    "other seeds for that."
+    "other seeds for that. Of several backbones a student's score is the mean over them, seed by "
+    "seed."
 )
 
 
@@ -53,8 +55,12 @@ class Evaluation:
         return worth_of(score(self.scores("synthetic", "accuracy")), self.curve)
 
     def scores(self, arm: str, metric: str) -> list[float]:
-        """Return one metric of an arm's students, in the order of the rows."""
-        return [row[metric] for row in self.rows if row["arm"] == arm]
+        """Return one metric of an arm's students, of each seed the mean over its backbones."""
+        by_seed: dict[int, list[float]] = {}
+        for row in self.rows:
+            if row["arm"] == arm:
+                by_seed.setdefault(row["seed"], []).append(row[metric])
+        return [statistics.fmean(found) for found in by_seed.values()]
 
     def record(self) -> Json:
         """Return the JSON form: rows, pilots, scores by arm, gap closed."""
@@ -133,7 +139,7 @@ def evaluate(
     pilots: list[Json] = []
     recipes: dict[str, Json] = {}
     sized = {size: sized_arm(size, splits) for size in curve}
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[list[float]]] = {}
     total = (len(arms) + len(sized)) * len(students) * (len(rates) + len(seeds))
     with progress("evaluate", total) as advance:
         for backbone in students:
@@ -147,9 +153,14 @@ def evaluate(
                 book = Book(cache, arm, splits, base, backbone, compute)
                 by = book.tuned(rates, advance)["recipe"]
                 scores = [row["accuracy"] for row in book.rows(by, seeds, advance)]
-                found[size] = found.get(size, []) + scores
-    measured = {size: score(values) for size, values in found.items()}
+                found.setdefault(size, []).append(scores)
+    measured = {size: _over_backbones(scores) for size, scores in found.items()}
     return Evaluation(rows, pilots, recipes, measured, time.monotonic() - begin)
+
+
+def _over_backbones(scores: Sequence[Sequence[float]]) -> Score:
+    """Return the score of students whose scores stand by backbone: of each seed the mean."""
+    return score([statistics.fmean(one) for one in zip(*scores, strict=True)])
 
 
 def check_split(synthetic: SyntheticSet, here: Card) -> None:

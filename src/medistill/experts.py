@@ -19,7 +19,7 @@ from .errors import NoRoom, RunRefused
 from .features import logits_of_set
 from .optim import sgd_
 from .progress import progress, say
-from .records import Json, State, load_state, save_state
+from .records import Json, State, header_of, load_state, save_state
 from .rng import Rng
 from .sets import LOSSES, RealSet
 from .train import RealImages, batch_of, gradient, gradients_together, losses
@@ -353,7 +353,7 @@ def _is_whole(bank: Bank, number: int, epochs: int) -> bool:
     path = bank.path(number)
     if path is None or not path.is_file():
         return False
-    header = load_state(path)[1]
+    header = header_of(path)
     return bool(header["stopped"]) or int(header["epochs"]) >= epochs
 
 

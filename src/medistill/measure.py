@@ -74,6 +74,8 @@ def measure(
     order = torch.randperm(len(val), generator=Rng(seed).at("measure", "validation"))
     if len(val) > MOST_VALIDATION:
         val = val.take(order[:MOST_VALIDATION].sort().values)
+    if train.file is not None:
+        engine = HERE  # each sample would copy a set that is too large for that
     least = min(len(members) for members in train.by_class)
     possible = [size for size in sizes if size <= least]
     first = FIRST_SEED * (1 + seed)

@@ -1,4 +1,4 @@
-"""Where medistill keeps what it may need again."""
+"""What of this machine medistill uses: folders for what it may need again, and cores."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,11 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medistill"
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def state_folder() -> Path:

@@ -167,7 +167,8 @@ def check(real: RealSet, unit: Unit, classes: Sequence[str]) -> Tensor:
                 "every image's patient named: a promise for each image would say less of a patient "
                 "than it seems to"
             )
-        return torch.arange(len(real))
+        # Where no patients are named, groups number equal images: they are one.
+        return torch.arange(len(real)) if real.groups is None else real.groups
     if not card.patients or real.groups is None:
         raise UsageError(
             f"found images in {card.name} whose patient is not named; expected a source that names "

@@ -321,6 +321,31 @@ def save_state(path: Path, state: Mapping[str, Tensor], header: Json) -> None:
     write_atomic(path, save(plain, metadata={"medistill": told}))
 
 
+def header_of(path: Path) -> Json:
+    """Read what `save_state` wrote beside the numbers, which are neither read nor checked.
+
+    Raises: DataError when the file is missing, damaged or was not written by medistill.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return _header(file.metadata())
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise _foreign(path, error) from None
+
+
+def _header(metadata: dict[str, str] | None) -> Json:
+    header = json.loads((metadata or {})["medistill"])
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is {type(header).__name__}, not an object")
+    return header
+
+
+def _foreign(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is damaged or of another origin ({error}); expected a whole medistill file"
+    )
+
+
 def load_state(path: Path) -> tuple[State, Json]:
     """Read what `save_state` wrote.
 
@@ -330,14 +355,10 @@ def load_state(path: Path) -> tuple[State, Json]:
         raise DataError(f"found no {path}; expected a file that medistill wrote there")
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["medistill"])
-            if not isinstance(header, dict):
-                raise ValueError(f"its header is {type(header).__name__}, not an object")
+            header = _header(file.metadata())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.pop(DIGEST, None) not in (None, state_digest(state)):  # None: older files
             raise ValueError("its numbers are not those that were saved")
         return state, header
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise DataError(
-            f"{path} is damaged or of another origin ({error}); expected a whole medistill file"
-        ) from None
+        raise _foreign(path, error) from None

@@ -1,6 +1,5 @@
 """The types that flow: real sets and their splits, recipes and synthetic sets."""
 
-import copy
 import dataclasses
 import hashlib
 import math
@@ -107,6 +106,10 @@ class RealSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the map of a file behind: where the set arrives its images are a copy."""
+        return {**self.__dict__, "file": None}
+
     @property
     def device(self) -> torch.device:
         """Where the images lie, and where all that is computed from them is computed."""
@@ -185,9 +188,8 @@ class RealSet:
 
 def copied(real: RealSet, **fields: Any) -> RealSet:
     """Return a set with other fields, where what was checked and counted once stays so."""
-    other = copy.copy(real)
-    for name, value in fields.items():
-        object.__setattr__(other, name, value)
+    other = object.__new__(RealSet)
+    other.__dict__.update(real.__dict__, **fields)
     return other
 
 

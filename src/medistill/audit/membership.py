@@ -64,10 +64,12 @@ class Pool(NamedTuple):
         are left out.
         """
         units = self.units.numpy()
-        owner = np.eye(int(units.max()) + 1)[units]
         known = np.isfinite(scores)
+        total, count = (np.zeros((int(units.max()) + 1, len(scores))) for _ in range(2))
+        np.add.at(total, units, np.where(known, scores, 0).T)
+        np.add.at(count, units, known.T)
         with np.errstate(invalid="ignore"):
-            mean: Array = np.where(known, scores, 0) @ owner / (known @ owner)
+            mean: Array = (total / count).T
         return mean
 
 

@@ -44,7 +44,7 @@ def audit(
     control_steps: Annotated[
         int,
         typer.Option(help="Steps of the positive control's students, who learn copies by heart."),
-    ] = 400,
+    ] = 2000,
     ledger: LedgerFile = None,
     precision: Precision = "float32",
     workers: Workers = 1,

@@ -90,8 +90,8 @@ def released(
     assert made.privacy is not None
     record = {"together": together, **promise_record(made.privacy)}
     text = (
-        f"{guarantee_text(record)}\nall releases of these data: epsilon {together:.2f} at delta "
-        f"{delta:g}, noted in {ledger.path}"
+        f"{guarantee_text(record)}\nall releases of this name or of these very data: epsilon "
+        f"{together:.2f} at delta {delta:g}, noted in {ledger.path}"
     )
     return made, text, record
 

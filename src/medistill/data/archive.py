@@ -1,9 +1,11 @@
 """Archives of image folders: unpacked once, into the cache, with nothing outside it touched."""
 
+import lzma
+import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from ..errors import DataError, RunRefused
@@ -29,9 +31,12 @@ def unpacked(path: Path) -> Path:
     to = cache_folder() / "unpacked" / key
     with locked(to):
         if not to.is_dir():
-            begun = Path(tempfile.mkdtemp(dir=to.parent, prefix=".unpacking-"))
+            begun = to.with_name(f".unpacking-{key}")
+            shutil.rmtree(begun, ignore_errors=True)  # of a run that was killed: we have the lock
+            begun.mkdir()
             try:
                 _unpack(path, begun)
+                os.sync()  # before a name that is trusted ever after
                 begun.rename(to)
             except BaseException:
                 shutil.rmtree(begun, ignore_errors=True)
@@ -40,13 +45,19 @@ def unpacked(path: Path) -> Path:
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else to
 
 
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError),
+    *(NotImplementedError, RuntimeError),  # compressed in ways that Python lacks, or encrypted
+)
+
+
 def _unpack(path: Path, to: Path) -> None:
     try:
         if path.name.lower().endswith(".zip"):
             _unzip(path, to)
         else:
             _untar(path, to)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except _BROKEN as error:
         raise DataError(
             f"{path} is damaged or holds what an archive of images must not ({error}); expected "
             "pictures in folders: unpack it by hand"

@@ -1,6 +1,7 @@
 """`datalist:PATH`: a JSON list of images, as MONAI and the Decathlon have it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,17 @@ def _entry(entry: Any, split: str, names: dict[str, str], what: str) -> tuple[st
                 f"{what}: found a label map {label}; expected a class: for patches of organs use "
                 "nifti:IMAGE;labels=MAP"
             )
-    person = next((entry[k] for k in ("patient", "subject", "patient_id") if k in entry), "")
-    return entry["image"], Item(label, split, str(person), str(entry.get("site", "")))
+    person, site = (
+        next((str(entry[k]) for k in names if entry.get(k) is not None), "")
+        for names in (("patient", "subject", "patient_id"), ("site",))
+    )
+    return entry["image"], Item(label, split, person, site)
 
 
 def _name(told: Any, names: dict[str, str], what: str) -> str:
     if isinstance(told, bool) or not isinstance(told, int | float | str) or str(told).strip() == "":
         raise DataError(f"{what}: found label {told!r}; expected a class's name or number")
+    if isinstance(told, float) and not math.isfinite(told):
+        raise DataError(f"{what}: found label {told}; expected a class's name or number")
     text = str(int(told)) if isinstance(told, float) and told == int(told) else str(told)
     return names.get(text, text)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..engine import Processes
-from ..errors import DataError, NoRoom
-from ..places import cache_folder
+from ..errors import DataError, NoRoom, UsageError
+from ..places import cache_folder, cores
 from ..progress import progress
 from ..records import Json, digest, locked, write_atomic
 
@@ -64,6 +64,8 @@ def stamp_of(path: str) -> list[Any]:
         found = os.stat(path)
     except OSError as error:
         raise DataError(f"found no file {path} ({error.strerror}); expected an image") from None
+    except ValueError as error:
+        raise DataError(f"found the path {path!r} ({error}); expected an image") from None
     return [os.path.abspath(path), found.st_size, found.st_mtime_ns]
 
 
@@ -135,8 +137,8 @@ def _held(
         if not path.is_file():
             _make_room(path.parent, math.prod(shape) * dtype.itemsize, path)
             make(path, shape=shape, dtype=dtype)
-    os.utime(path)
-    images = np.memmap(path, dtype, mode="c", shape=shape)
+        os.utime(path)
+        images = np.memmap(path, dtype, mode="c", shape=shape)
     return Decoded(torch.from_numpy(images), images._mmap, path)  # type: ignore[attr-defined]
 
 
@@ -174,7 +176,7 @@ def _fill(
     place = sum(job.count for chunk in chunks[:done] for job in chunk)
     task = partial(_chunk, read=read, like=(shape[1:], dtype))
     with progress("images", shape[0], done=place) as advance:
-        for number, found in enumerate(Processes(os.cpu_count() or 1).map(task, chunks[done:])):
+        for number, found in enumerate(Processes(cores()).map(task, chunks[done:])):
             pixels[place : place + len(found)] = found
             place += len(found)
             if number % 16 == 15:
@@ -186,9 +188,16 @@ def _fill(
     note.unlink(missing_ok=True)
 
 
+def _limit() -> int:
+    given = os.environ.get("MEDISTILL_CACHE_BYTES", str(KEEP))
+    if not given.isdecimal():
+        raise UsageError(f"found MEDISTILL_CACHE_BYTES={given}; expected a number of bytes")
+    return int(given)
+
+
 def _make_room(folder: Path, size: int, path: Path) -> None:
     """Remove the oldest decoded sets until the new one fits the limit; refuse a full disk."""
-    limit = int(os.environ.get("MEDISTILL_CACHE_BYTES", KEEP))
+    limit = _limit()
     mine = {path.with_suffix(".half"), path.with_suffix(".done"), path.with_suffix(".lock")}
     done = (file for file in folder.glob("*.pixels") if file != path)
     held = sorted(done, key=lambda file: file.stat().st_mtime)

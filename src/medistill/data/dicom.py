@@ -1,6 +1,7 @@
 """`dicom:PATH`: series of DICOM images, as slices or as volumes."""
 
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from ..rng import Rng
 from ..sets import Card, Splits
 from .decode import decoded, stamp_of
 from .files import DICOM, RULE_OPTIONS, Array, Rule, ending, fitted, rule_of, spread, windowed
-from .listed import by_of, intensity_of
+from .listed import BY, by_of, intensity_of
 from .source import Source, Where
 from .split import depending
 from .table import Item, assembled, classes_of, deal_of, task_of
 
 OPTIONS = (*RULE_OPTIONS, "label", "by", "deal", "task", "classes", "limit", "least")
+MOST_FRAMES = 1 << 20
 NO_IMAGES = ("Segmentation", "SR", "Presentation State", "Encapsulated", "RT ", "Waveform")
 # What pydicom raises on files that are cut off or hold nonsense.
-_BROKEN = (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, NotImplementedError)
+_BROKEN = (
+    *(OSError, ValueError, EOFError, zlib.error),
+    *(KeyError, AttributeError, TypeError, NotImplementedError),
+)
 RISKS = ("burned in", "secondary capture", "overlay", "private")
 LABELS = ("folder", "Modality", "BodyPartExamined", "SeriesDescription", "ProtocolName")
 
@@ -137,8 +142,12 @@ def _splits(
     }
     rng = Rng(where.seed).child("dicom")
     made = assembled(items, found, card, rng, by, facts, deal_of(source))
-    alone = all(one.count == 1 for one in series) or made.train.card.patients
-    return depending(made, "" if alone else "a window that a series shares")
+    alone = all(one.count == 1 for one in series) or (made.train.card.patients and by == BY[0])
+    return depending(
+        made,
+        "" if alone else "what the slices of a series share (give patients, or one slice of each)",
+        "" if "label" in source.options else "labels whose place is found by all (give label)",
+    )
 
 
 def _per_image(one: Series, name: str) -> list[int]:
@@ -228,6 +237,9 @@ def read_header(path: str) -> Header:
     library = extra("pydicom", "medical")
     try:
         data = library.dcmread(path, stop_before_pixels=True)
+        frames, place = int(data.get("NumberOfFrames") or 1), _place(data)
+        if not 1 <= frames <= MOST_FRAMES:
+            raise ValueError(f"NumberOfFrames is {frames}")
     except (library.errors.InvalidDicomError, *_BROKEN) as error:
         raise DataError(f"{path} is no DICOM file ({error}); expected an image") from None
     kind = getattr(data.get("SOPClassUID"), "name", "")
@@ -246,8 +258,8 @@ def read_header(path: str) -> Header:
         str(data.get("SeriesInstanceUID") or os.path.dirname(path)),
         str(data.get("PatientID") or ""),
         {name: str(data.get(name) or "") for name in LABELS[1:]},
-        _place(data),
-        int(data.get("NumberOfFrames") or 1),
+        place,
+        frames,
         (int(rows), int(columns)),
         _risks(data),
     )
@@ -320,6 +332,22 @@ def _shown(stack: Array, window: tuple[float, float] | None, gray: bool) -> Arra
     return windowed(stack, *window)[:, None]
 
 
+def _color(data: Any, pixels: Array, kind: str) -> Array:
+    """Return colored frames as 8 bits: numbers of a palette are looked up, deeper ones scaled."""
+    from pydicom.pixels.processing import apply_color_lut, convert_color_space
+
+    if kind == "PALETTE COLOR":
+        color = np.asarray(apply_color_lut(pixels, data))
+        bits = 8 * color.dtype.itemsize
+    else:
+        color = np.asarray(pixels if kind == "RGB" else convert_color_space(pixels, kind, "RGB"))
+        bits = int(data.get("BitsStored") or 8)
+    if bits == 8:
+        return color.astype(np.uint8)
+    whole: Array = (color.astype(np.float64) * (255 / (2**bits - 1))).round().astype(np.uint8)
+    return whole
+
+
 def _values(path: str, rule: Rule) -> tuple[Array, tuple[float, float] | None, bool]:
     """Return the frames of a file, rescaled and upright; the header's window; whether it is gray.
 
@@ -328,14 +356,9 @@ def _values(path: str, rule: Rule) -> tuple[Array, tuple[float, float] | None, b
     library = extra("pydicom", "medical")
     try:
         data = library.dcmread(path)
-        pixels = data.pixel_array
-        gray = int(data.get("SamplesPerPixel") or 1) == 1
-        if not gray:
-            from pydicom.pixels.processing import convert_color_space
-
-            kind = str(data.PhotometricInterpretation)
-            color = pixels if kind == "RGB" else convert_color_space(pixels, kind, "RGB")
-            color = np.asarray(color).astype(np.uint8)
+        pixels, kind = data.pixel_array, str(data.get("PhotometricInterpretation"))
+        if int(data.get("SamplesPerPixel") or 1) > 1 or kind == "PALETTE COLOR":
+            color = _color(data, pixels, kind)
             return color.reshape(-1, *color.shape[-3:]), None, False
         slope = float(data.get("RescaleSlope", 1) or 1)
         values = pixels.astype(np.float32) * slope + float(data.get("RescaleIntercept", 0) or 0)
@@ -345,7 +368,7 @@ def _values(path: str, rule: Rule) -> tuple[Array, tuple[float, float] | None, b
     if not np.isfinite(values).all():
         raise DataError(f"{path}: found values that are not finite; expected numbers")
     window = _window(data)
-    if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
+    if kind == "MONOCHROME1":
         values = -values
         window = (-window[0], window[1]) if window else None
         if rule.window is not None:  # the option means stored numbers, not turned ones

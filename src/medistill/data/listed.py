@@ -67,8 +67,9 @@ def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) ->
     rng = Rng(where.seed).child(source.kind)
     # What a model could cheat by is a fact of the image.
     made = assembled(items, found, card, rng, by, {"file bytes": bytes_of}, deal_of(source))
-    kinds = {intensity_of(rule, dtype, ending(one.path)) for one in listed}
-    several = "files of several kinds, whose first names the rule of intensities" * (len(kinds) > 1)
+    ways = {ending(one.path) for one in listed}
+    kinds = {(intensity_of(rule, dtype, way), way in VOLUMES) for way in ways}
+    several = "files of several kinds, whose first names the rule of images" * (len(kinds) > 1)
     return depending(made, several)
 
 

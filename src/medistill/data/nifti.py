@@ -1,6 +1,7 @@
 """`nifti:PATH`: volumes in class folders, or patches round the organs of a label map."""
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, extra
+from ..progress import say
 from ..records import to_record
 from ..rng import Rng
 from ..sets import Card, Splits
@@ -21,7 +23,10 @@ from .table import Item, assembled, classes_of, deal_of
 
 OPTIONS = (*RULE_OPTIONS, "labels", "start", "by", "deal", "task", "classes", "least")
 PATCH = 32
-_BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError)
+_BROKEN = (
+    *(OSError, ValueError, EOFError, zlib.error),
+    *(KeyError, TypeError, OverflowError, MemoryError),
+)
 
 
 def load(source: Source, where: Where) -> Splits:
@@ -140,15 +145,21 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
     wanted = source.listed("classes")
     jobs: list[Patches] = []
     items: list[Item] = []
+    without = 0
     for image, labels in _pairs(top, Path(source.options["labels"]).expanduser()):
         _, told = _grids(image, labels, rule.spacing, start)
         found = list(_centers(told, rule, least, wanted))
+        if not found:
+            without += 1
+            continue
         jobs.append(Patches(image, labels, tuple(center for _, center in found), rule, start))
         items += [Item(str(value), patient=image, sure=False) for value, _ in found]
     if not items:
         raise DataError(
             f"{top}: found no label of {least} voxels or more; expected some: set least"
         )
+    if without:
+        say(f"{top.name}: {without} volumes have no label of {least} voxels or more: left out")
     whole: Decoded = decoded(jobs, cut, (1, *rule.shape), np.dtype(np.uint16), to_record(rule))
     classes = classes_of(items, wanted)
     card = Card(

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ MAP_FROM = 2**26  # bytes; larger arrays that are not compressed stay in their f
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, EOFError),
     *(OSError, ValueError, RuntimeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError),  # of a header that numpy parses as Python's literals
 )
 Array = np.ndarray[Any, Any]
 

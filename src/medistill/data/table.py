@@ -1,6 +1,7 @@
 """A list of images with labels, patients and splits: what csv, datalist, dicom and nifti share."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,9 +48,12 @@ def classes_of(items: Sequence[Item], given: Sequence[str] = ()) -> tuple[str, .
             )
         return tuple(given)
     try:
-        return tuple(sorted(named, key=float))
+        numbers = {name: float(name) for name in named}
     except ValueError:
-        return tuple(sorted(named))
+        numbers = {}
+    if not all(map(math.isfinite, numbers.values())):
+        numbers = {}
+    return tuple(sorted(named, key=lambda name: (numbers.get(name, 0.0), name)))
 
 
 def _labels(item: Item) -> tuple[str, ...]:
@@ -99,11 +103,7 @@ def assembled(
     named = all(item.patient and item.sure for item in items)
     card = dataclasses.replace(card, patients=named)
     units = same if by == "image" or patients is None else _joined(patients, same)
-    given = [item.split for item in items]
-    if deal == "val":
-        if "test" not in given:
-            raise DataError(f"{card.name}: found no image of test; deal=val expects the test split")
-        given = ["test" if split == "test" else "" for split in given]
+    given = _given(items, card.name, deal)
     keys = None if deal == "class" else _keys(items, decoded, by)
     dealt = _dealt(given, first, units, rng, keys)
     for name, positions in zip(SHARES, dealt, strict=True):
@@ -138,6 +138,16 @@ def assembled(
         )
     )
     return depending(made, _CUT * cut)
+
+
+def _given(items: Sequence[Item], name: str, deal: str) -> list[str]:
+    """Return the split of each image as given, empty where it is dealt."""
+    given = [item.split for item in items]
+    if deal != "val":
+        return given
+    if "test" not in given:
+        raise DataError(f"{name}: found no image of test; deal=val expects the test split")
+    return ["test" if split == "test" else "" for split in given]
 
 
 def _numbered(items: Sequence[Item], card: Card) -> tuple[Tensor, Tensor]:

@@ -90,8 +90,8 @@ def _classes(splits: Splits, source: Source) -> Splits:
         labels = lookup[part.labels]
         index = (labels >= 0).nonzero().flatten()
         kept = part.take(index)
-        made = RealSet(kept.images, labels[index], other, kept.groups, depends=kept.depends)
-        parts.append(made)
+        told = kept.groups, kept.facts
+        parts.append(RealSet(kept.images, labels[index], other, *told, depends=kept.depends))
     return Splits(*parts)
 
 
@@ -184,4 +184,4 @@ def _changed(part: RealSet, card: Card, source: Source, rng: Rng) -> RealSet:
         images = torch.cat(blocks)
     if images is part.images:
         return copied(part, card=card)
-    return RealSet(images, part.labels, card, part.groups)
+    return RealSet(images, part.labels, card, part.groups, part.facts)

@@ -160,7 +160,12 @@ def confusions(evaluation: Json, classes: list[str]) -> list[Json]:
 
 
 def _square(matrix: Any, size: int) -> bool:
-    return isinstance(matrix, list) and [len(line) for line in matrix] == [size] * size
+    """Say whether a matrix is one of counts: several labels have a table for each instead."""
+    return (
+        isinstance(matrix, list)
+        and [len(line) for line in matrix] == [size] * size
+        and all(isinstance(count, int | float) for line in matrix for count in line)
+    )
 
 
 def _cell(count: float, total: float) -> Json:

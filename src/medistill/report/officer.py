@@ -211,7 +211,8 @@ def _together(held: Json, ledger: Ledger) -> str:
             f"delta {delta:g}. Who has all of them finds a member "
             f"{100 * attacker(total, delta)['tpr_at_0.01']:.1f} times in 100 at most, not as above."
             if number > 1
-            else f"It is the only release of {one.data} in the ledger."
+            else f"It is the only release in the ledger under the name {one.data} or of these very "
+            "data. Releases of other names may hold the same patients."
         )
     if missing := sorted(names - set(noted)):
         told.append(
