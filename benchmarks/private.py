@@ -69,9 +69,9 @@ ITERATIONS = 400
 TRAINING: dict[str, Any] = {"steps": 300, "stop": 300, "batch": 128, "lr": 0.02}
 NETWORKS, FREQUENCIES = 10, 128
 CHANCE = {"mednist": 1 / 6, "cifar10": 1 / 10}  # balanced accuracy of one class for all; else 1/2
-SAID = """Published: accuracy at epsilon 1 as arXiv 2508.01749 reports it, on CIFAR-10 that was never
-JPEG, ConvNet-3 of width 128, longer training. The released code of Dosser draws noise on the same
-sums in each step, which spends more than it says: read its rows as an upper estimate."""
+SAID = """Published: accuracy at epsilon 1 as arXiv 2508.01749 reports it, on CIFAR-10 that was
+never JPEG, ConvNet-3 of width 128, longer training. The released code of Dosser draws noise on the
+same sums in each step, which spends more than it says: read its rows as an upper estimate."""
 PUBLISHED = {
     "cifar10": {
         "NDPDC (published)": {10: 39.4, 50: 42.3},
