@@ -67,6 +67,10 @@ WAYS = (
     *(("sketch", f"noise, epsilon {epsilon:g}") for epsilon in (8.0, 1.0)),
 )
 DELTA = 1e-5
+OLDER = (
+    "Rows with an asterisk are of an earlier form of the audit, whose verdict looked at areas "
+    "alone, and which held tiles against whole real images. "
+)
 
 
 def main() -> None:
@@ -154,20 +158,21 @@ def private(splits: Splits, epsilon: float, place: Path) -> tuple[Method, Task]:
 
 def table() -> None:
     """Write the page."""
+    # Of a way that was measured again the last row counts.
+    latest = {place(row): row for row in jsonl.read(RESULTS)}.values()
     lines = [
         "# What attacks find",
         "",
         "Written by `python benchmarks/leaks.py table` from `benchmarks/results/leaks.jsonl`; its "
-        f"head says how. {IPC} images per class. Area under the curve with an interval of 95% for "
+        f"head says how. {IPC} images per class, {MODELS} models that each distill half of the "
+        f"images anew, {IMAGES} of which are asked about, and a {STUDENT.name} of 300 steps for "
+        "each. Area under the curve with an interval of 95% for "
         "all areas and rates of a row together, and members found at one false alarm in a hundred "
         "(percent) with one of 95% each; canaries have a wrong label. A rate is in brackets where "
         "too few others measure it; one in a thousand would need 2,995 of them, and is left out. "
-        "Rows with an asterisk are of an earlier form of the audit, whose verdict looked at areas "
-        "alone, and which held tiles against whole real images. That an attack finds nothing says "
-        "nothing of other attacks.",
+        + OLDER * any(row.get("format") != AUDIT for row in latest)
+        + "That an attack finds nothing says nothing of other attacks.",
     ]
-    # Of a way that was measured again the last row counts.
-    latest = {place(row): row for row in jsonl.read(RESULTS)}.values()
     for name in dict.fromkeys(row["set"] for row in latest):
         lines += ["", f"## {name}", ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")
