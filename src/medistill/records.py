@@ -112,11 +112,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int | None = None) -> None
             os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~UMASK if mode is None else mode)
             os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flushed(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -190,6 +186,7 @@ def atomically(out: Path, make: Callable[[Path], object]) -> None:
         for path in (half, *half.rglob("*")) if half.is_dir() else (half,):
             _flushed(path)
         os.rename(half, out)
+        _flushed(out.parent)
     except OSError as error:
         raise NoRoom(f"could not write {out}: {error.strerror}; choose another place") from None
     finally:

@@ -1,9 +1,7 @@
 """`NAME[@SIZE]`: the 18 MedMNIST sets, found on disk or downloaded with their MD5 checked."""
 
 import hashlib
-import os
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError, RunRefused, UsageError, nearest
 from ..progress import progress, say
+from ..records import atomically
 from ..sets import Splits
 from .medmnist_table import TABLE, Facts
 from .npz import read
@@ -103,34 +102,24 @@ def _obtain(facts: Facts, size: int, where: Where) -> Path:
 
 
 def download(url: str, path: Path, md5: str) -> Path:
-    """Download a file under a temporary name and rename it only when its MD5 fits.
+    """Download a file, which gets its name only when its MD5 fits.
 
     Raises: DataError when the server fails or the MD5 is another; RunRefused when the file does
     not fit on the disk or the folder cannot be written. Nothing is left behind.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        found = _stream(url, temporary)
+
+    def fetched(half: Path) -> None:
+        try:
+            found = _stream(url, half)
+        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+            raise DataError(
+                f"could not download {url} ({error}); expected an open network: try again, or put "
+                f"the file at {path}"
+            ) from None
         if found != md5:
             raise DataError(f"{url} has MD5 {found}; expected {md5}: try again later")
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
-        raise DataError(
-            f"could not download {url} ({error}); expected an open network: try again, or put the "
-            f"file at {path}"
-        ) from None
-    except OSError as error:
-        raise RunRefused(
-            f"could not write {path} ({error.strerror}); expected room to do so"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+    atomically(path, fetched)
     return path
 
 
@@ -142,9 +131,9 @@ def _stream(url: str, path: Path) -> str:
         free = shutil.disk_usage(path.parent).free
         if length > free:
             raise RunRefused(
-                f"found {free} free bytes in {path.parent}; expected {length}: free some"
+                f"found {free} free bytes in {path.parent.parent}; expected {length}: free some"
             )
-        with progress(f"download {path.parent.name}, bytes", length) as advance:
+        with progress(f"download {path.name}, bytes", length) as advance:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
                 total.update(chunk)
