@@ -8,7 +8,9 @@ import tarfile
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from medistill.cli import app
@@ -63,6 +65,16 @@ def write_lists(folder: Path, data: Path) -> None:
     (folder / "list.json").write_text(json.dumps({"training": entries}))
 
 
+def write_patients(folder: Path) -> None:
+    """Write a table of pictures with their patients, two of each."""
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 32, 32), np.uint8)
+    rows = ["path,label,patient"]
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{('ill', 'well')[number // 2 % 2]},P{number // 2}")
+    (folder / "patients.csv").write_text("\n".join(rows) + "\n")
+
+
 def rare(kept: dict[str, list[str]]) -> list[tuple[str, ...]]:
     """Return six classes of very different size."""
     counts = (1000, 300, 100, 30, 10, 5)
@@ -86,6 +98,8 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if page.name == "medical.md" and os.environ.get("MEDISTILL_DATA"):
         write_lists(tmp_path, Path(os.environ["MEDISTILL_DATA"]))
         hospital(tmp_path / "hospital", patients=24)
+    if page.name == "privacy.md":
+        write_patients(tmp_path)
     for line in lines:
         words = shlex.split(os.path.expandvars(line))[1:]
         monkeypatch.setattr("sys.argv", ["medistill", *words])
