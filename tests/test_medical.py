@@ -740,6 +740,7 @@ def spoil(folder: Path) -> None:
     (folder / "utf16.csv").write_bytes(text.encode("utf-16-le"))
     (folder / "latin.csv").write_bytes("path,label\nimages/ü.png,ill\n".encode("latin-1"))
     (folder / "empty.csv").write_text("")
+    (folder / "head.csv").write_text("path,label\n")
     whole = (folder / "images/000.png").read_bytes()
     (folder / "images/torn.png").write_bytes(whole[: len(whole) // 2])
     picture(folder / "images/wide.png", 5, 12, 13)
@@ -803,6 +804,7 @@ BAD = {
     "utf-16": ("csv:utf16.csv", "utf16.csv", "UTF-16 needs its mark"),
     "latin": ("csv:latin.csv", "latin.csv", "no UTF-8"),
     "empty": ("csv:empty.csv", "empty.csv is empty", "names the columns"),
+    "head alone": ("csv:head.csv", "head.csv", "found no image in the list"),
     "no training": ("datalist:no-training.json", "no key 'training'", "no-training.json"),
     "no image": ("datalist:no-image.json", "training[3]", "image path"),
     "map": ("datalist:map.json", "training[3]", "found a label map"),

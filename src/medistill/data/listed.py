@@ -43,9 +43,11 @@ class Listed:
 def loaded(listed: Sequence[Listed], name: str, source: Source, where: Where) -> Splits:
     """Return the splits of a list of files.
 
-    Raises: DataError that names the entry when its file is missing or no whole image, or when
-    images differ in shape or channels and no size is given.
+    Raises: DataError when the list is empty, or that names the entry when its file is missing or no
+    whole image, or when images differ in shape or channels and no size is given.
     """
+    if not listed:
+        raise DataError(f"{source.target}: found no image in the list; expected one per row")
     bytes_of = torch.tensor([_bytes(one) for one in listed])
     items = [one.item for one in listed]
     classes = classes_of(items, source.listed("classes"))
