@@ -164,9 +164,9 @@ def table() -> None:
         "# What attacks find",
         "",
         "Written by `python benchmarks/leaks.py table` from `benchmarks/results/leaks.jsonl`; its "
-        f"head says how. {IPC} images per class, {MODELS} models that each distill half of the "
-        f"images anew, {IMAGES} of which are asked about, and a {STUDENT.name} of 300 steps for "
-        "each. Area under the curve with an interval of 95% for "
+        f"head says how. {IPC} images per class, {IMAGES} training images are asked about: each "
+        f"of {MODELS} models distills the half of them that coins gave it, and a {STUDENT.name} "
+        "learns from that for 300 steps. Area under the curve with an interval of 95% for "
         "all areas and rates of a row together, and members found at one false alarm in a hundred "
         "(percent) with one of 95% each; canaries have a wrong label. A rate is in brackets where "
         "too few others measure it; one in a thousand would need 2,995 of them, and is left out. "

@@ -354,8 +354,8 @@ def table() -> None:
     if by["random images, JPEG"]["accuracy"][0] > by["package"]["accuracy"][0]:
         lines += [
             "",
-            "For the same bytes real images as JPEG files teach more: a package is for who may not "
-            "send any.",
+            "For the same bytes real images as JPEG files teach more: a package is for those who "
+            "may not send any.",
         ]
     fast = held["speeds"]
     lines += [

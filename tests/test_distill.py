@@ -20,6 +20,7 @@ import medistill
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet
 from medistill.budget import Budget
+from medistill.compute import Compute
 from medistill.data import load
 from medistill.distill import Run, distill, distill_to
 from medistill.errors import DataError, RunRefused, UsageError
@@ -210,6 +211,31 @@ def test_an_interrupt_saves_the_last_step(tmp_path: Path, monkeypatch: pytest.Mo
     assert int(load_state(tmp_path / "checkpoint.safetensors")[0]["step"]) == 3
     assert len(losses(tmp_path)) == 3
     assert distill_to(tmp_path, run_of(), resume=True)["steps_done"] == 6
+
+
+def test_what_was_decided_when_a_run_went_on_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it prepared, then after a step: it still goes on as it began to step."""
+
+    def interrupted(*_: Any) -> State:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "prepared", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill_to(tmp_path, run_of(), resume=False)
+    assert read_json(tmp_path / "run.json")["compute"] is None
+    with monkeypatch.context() as patch:
+        stop_after(3, patch, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            distill_to(tmp_path, run_of(), resume=True)
+    assert read_json(tmp_path / "run.json")["compute"]["precision"] == "float32"
+    run = run_of()
+    other = dataclasses.replace(run.task, compute=Compute("bfloat16"))
+    with pytest.raises(RunRefused, match="its compute is"):
+        distill_to(tmp_path, dataclasses.replace(run, task=other), resume=True)
+    assert distill_to(tmp_path, run, resume=True)["steps_done"] == 6
 
 
 def test_an_interrupt_between_line_and_state_loses_no_line(

@@ -254,7 +254,7 @@ def told(run: Json = RUN, judged: Json | None = None) -> tuple[str, str]:
 
 def test_words_for_a_difference_beyond_its_interval() -> None:
     paragraph, warnings = told(judged=evaluation())
-    assert "83.2% of the test split correctly (95% interval 82.2 to 84.2, 5 trainings)" in paragraph
+    assert "83.2% of the test split correctly (95% interval 82.2 to 84.2, 5 seeds)" in paragraph
     assert "5.6 points above as many random real images (77.6%)" in paragraph
     assert "beyond its interval" in paragraph
     assert "41.2% of the gap" in paragraph
@@ -294,7 +294,7 @@ def test_words_for_one_training_a_run_cut_short_and_real_pixels() -> None:
     paragraph, warnings = told(RUN | {"finished": False, "real_pixels": True}, judged)
     assert "beyond" not in paragraph
     assert "without an interval" in paragraph
-    assert "trained once only" in warnings
+    assert "has one seed only" in warnings
     assert "did not finish" in warnings
     assert "images of real patients" in warnings
 

@@ -326,11 +326,11 @@ def _opened(folder: Path, record: Json, resume: bool) -> tuple[State | None, flo
     record["command"] = old.get("command", "")  # what began it makes it again, anywhere
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.is_file():
+        write_json(folder / "run.json", {**record, "finished": False})  # what is decided by now
         write_atomic(folder / "log.jsonl", b"")
         return None, 0.0
-    state, header = load_state(checkpoint)
-    done, log = int(state["step"]), folder / "log.jsonl"
-    lines = log.read_text().splitlines() if log.is_file() else []
+    (state, header), log = load_state(checkpoint), folder / "log.jsonl"
+    done, lines = int(state["step"]), log.read_text().splitlines() if log.is_file() else []
     if len(lines) < done:
         raise DataError(
             f"found {len(lines)} lines in {log}; expected {done}, one for each step of the "

@@ -316,12 +316,8 @@ def _unit(pool: Pool) -> Unit:
 
 
 def _claimed(pool: Pool, guarantee: Guarantee | None) -> float | None:
-    """Return the epsilon that is promised for who was asked about, if one is.
-
-    Equal images of a folder go by one coin, and are more than the one image of a promise.
-    """
-    alone = guarantee and (guarantee.unit == "patient" or len(pool.first) == len(pool.real))
-    return guarantee.epsilon if guarantee and alone and guarantee.unit == _unit(pool) else None
+    """Return the epsilon that is promised for who was asked about, if one is."""
+    return guarantee.epsilon if guarantee and guarantee.unit == _unit(pool) else None
 
 
 def _leaks(pool: Pool, held: Shadows) -> Json:

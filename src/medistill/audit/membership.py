@@ -207,9 +207,8 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
     if guarantee is None:
         held = sketch(real, spec, task.compute)
     else:
-        units = torch.arange(len(real))
-        if guarantee.unit == "patient" and real.groups is not None:
-            units = real.groups
+        # As `private_sketch` counts them: patients, or images with those that equal them.
+        units = torch.arange(len(real)) if real.groups is None else real.groups
         held = audited_release(real, units, spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def audit(
     run: Annotated[Path, typer.Argument(help="A run folder that distill wrote.")],
     data: Annotated[str, typer.Option(help=SOURCE_HELP)],
-    budget: Annotated[float, typer.Option(help="Minutes; what they do not allow is named.")] = 10.0,
+    budget: Annotated[float, typer.Option(help="Minutes; what they do not allow is named.")] = 20.0,
     models: Annotated[
         int | None,
         typer.Option(help="Distillations anew, on images drawn by coins; else as --budget allows."),

@@ -33,11 +33,16 @@ def unpacked(path: Path) -> Path:
         if not to.is_dir():
             begun = to.with_name(f".unpacking-{key}")
             shutil.rmtree(begun, ignore_errors=True)  # of a run that was killed: we have the lock
-            begun.mkdir()
             try:
+                begun.mkdir(mode=0o700)  # it holds pixels of patients
                 _unpack(path, begun)
                 os.sync()  # before a name that is trusted ever after
                 begun.rename(to)
+            except FileExistsError:
+                raise RunRefused(
+                    f"found {begun}, which another user's run left half-made; expected that it can "
+                    "be removed: remove it, or set MEDISTILL_CACHE"
+                ) from None
             except BaseException:
                 shutil.rmtree(begun, ignore_errors=True)
                 raise
@@ -47,8 +52,15 @@ def unpacked(path: Path) -> Path:
 
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError),
-    *(NotImplementedError, RuntimeError),  # compressed in ways that Python lacks, or encrypted
+    RuntimeError,  # encrypted, or compressed in ways that Python lacks
 )
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is damaged or holds what an archive of images must not ({error}); expected "
+        "pictures in folders: unpack it by hand"
+    )
 
 
 def _unpack(path: Path, to: Path) -> None:
@@ -58,11 +70,10 @@ def _unpack(path: Path, to: Path) -> None:
         else:
             _untar(path, to)
     except _BROKEN as error:
-        raise DataError(
-            f"{path} is damaged or holds what an archive of images must not ({error}); expected "
-            "pictures in folders: unpack it by hand"
-        ) from None
+        raise _damaged(path, error) from None
     except OSError as error:
+        if error.errno is None:  # said by a decompressor, not by the system
+            raise _damaged(path, error) from None
         raise RunRefused(
             f"could not unpack {path}: {error.strerror or error}; expected room in "
             f"{to.parent}: free some, or set MEDISTILL_CACHE"

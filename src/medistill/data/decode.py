@@ -25,6 +25,7 @@ from ..records import Json, digest, locked, write_atomic
 Array = np.ndarray[Any, Any]
 IN_MEMORY = 2**26  # bytes; what is larger goes to a file
 KEEP = 64 * 2**30  # bytes of decoded sets that are kept; the oldest go first
+FORM = 2  # counts what changes of how files are decoded
 CHUNK = 256  # images that a worker decodes before they are written
 
 
@@ -101,7 +102,13 @@ def decoded(
     stamps = hashlib.sha256()
     for job in jobs:
         stamps.update(json.dumps(job.stamp).encode())
-    what = {"stamps": stamps.hexdigest(), "shape": shape, "dtype": str(dtype), "rule": rule}
+    what = {
+        "form": FORM,
+        "stamps": stamps.hexdigest(),
+        "shape": shape,
+        "dtype": str(dtype),
+        "rule": rule,
+    }
     folder = (cache or cache_folder()) / "decoded"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds pixels of patients
     path = folder / f"{digest({**what, 'version': __version__})[:32]}.pixels"

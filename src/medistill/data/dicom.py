@@ -337,15 +337,15 @@ def _color(data: Any, pixels: Array, kind: str) -> Array:
     from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
     if kind == "PALETTE COLOR":
-        color = np.asarray(apply_color_lut(pixels, data))
+        color = np.asarray(apply_color_lut(pixels, data))[..., :3]  # one may tell opacity too
         bits = 8 * color.dtype.itemsize
     else:
         color = np.asarray(pixels if kind == "RGB" else convert_color_space(pixels, kind, "RGB"))
         bits = int(data.get("BitsStored") or 8)
     if bits == 8:
         return color.astype(np.uint8)
-    whole: Array = (color.astype(np.float64) * (255 / (2**bits - 1))).round().astype(np.uint8)
-    return whole
+    whole: Array = (color.astype(np.float64) * (255 / (2**bits - 1))).round().clip(0, 255)
+    return whole.astype(np.uint8)
 
 
 def _values(path: str, rule: Rule) -> tuple[Array, tuple[float, float] | None, bool]:

@@ -82,7 +82,7 @@ def load(source: Source, where: Where) -> Splits:
         classes=tuple(classes),
         channels=count,
         shape=shape,
-        intensity="8-bit values / 255" + (f"; pad to {size}x{size}" if size else ""),
+        intensity="8-bit values / 255",
     )
     found = assembled([one.item for one in listed], images, card, rng, deal=deal_of(source))
     return depending(

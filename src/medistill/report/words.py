@@ -121,7 +121,7 @@ def findings(run: Json, evaluation: Json | None) -> tuple[str, list[str]]:
     if evaluation.get("worth"):
         told.append(_worth(evaluation))
     if min(s.n for s in (synthetic, random, full) if s) < 2:
-        warned.append("An arm was trained once only: without an interval no difference is settled.")
+        warned.append("An arm has one seed only: without an interval no difference is settled.")
     return " ".join(told), warned
 
 
@@ -148,7 +148,7 @@ def _run_warnings(run: Json) -> list[str]:
 
 def _reached(synthetic: Score) -> str:
     known = interval(synthetic)
-    within = f" (95% interval {known}, {synthetic.n} trainings)" if known else ""
+    within = f" (95% interval {known}, {synthetic.n} seeds)" if known else ""
     return (
         f"Students trained on them alone classify {percent(synthetic.mean)} of the test split "
         f"correctly{within}."
