@@ -495,6 +495,12 @@ def test_a_release_within_the_audit_protects_the_unit_that_was_promised(
         ask(pool, way, (coin, 0))
     by_patient, by_image = seen
     assert len(by_patient.unique()) * 2 == len(by_image.unique()) == int(coin.sum())
+    # Where no patients are named, groups number equal images, which are one.
+    unnamed = pool.real.card
+    seen.clear()
+    twice = dataclasses.replace(pool.real, card=dataclasses.replace(unnamed, patients=False))
+    ask(pool._replace(real=twice), way, (coin, 0))
+    assert len(seen[0].unique()) == len(by_patient.unique())
 
 
 def test_facts_tell_what_shares_and_a_learned_rate_give_away(tmp_path: Path) -> None:

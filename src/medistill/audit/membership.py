@@ -208,7 +208,8 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
         held = sketch(real, spec, task.compute)
     else:
         # As `private_sketch` counts them: patients, or images with those that equal them.
-        units = torch.arange(len(real)) if real.groups is None else real.groups
+        each = guarantee.unit == "image" and real.card.patients
+        units = torch.arange(len(real)) if each or real.groups is None else real.groups
         held = audited_release(real, units, spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
 
