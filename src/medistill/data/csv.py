@@ -36,7 +36,7 @@ def load(source: Source, where: Where) -> Splits:
 
         path=COLUMN    the file           label=COLUMN   the class; label=A|B|C: columns of 0 and 1
         patient=COLUMN  split=COLUMN  site=COLUMN        by common names unless given
-        by=image       part by image, not by patient     deal=each  as in `folder`, by patient
+        by=image       part by image, not by patient     deal=  as in `folder`, by patient
         images=FOLDER  where relative paths begin
         task=ordinal   or multi-label: labels of one column stand apart by |
         classes=a|b|c  their names in order

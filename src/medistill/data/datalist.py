@@ -23,8 +23,9 @@ def load(source: Source, where: Where) -> Splits:
     `label` (or `class`) is a name or a number, or a list of them where an image may have several;
     `labels` or `class_names` above may name the numbers. `patient` (or `subject`, `patient_id`)
     and `site` are read where they are. Images without a label, as in a challenge's test list, are
-    left out. Options, beside those of `rule_of`: by=image, deal=each, task=ordinal, classes=a|b|c
-    in order, images=FOLDER where relative paths begin (the list's own folder unless given).
+    left out. Options, beside those of `rule_of`: by=image, deal=each|val, task=ordinal,
+    classes=a|b|c in order, images=FOLDER where relative paths begin (the list's own folder unless
+    given).
 
     Raises: DataError with key and number of the entry that cannot be used.
     """

@@ -82,7 +82,7 @@ def load(source: Source, where: Where) -> Splits:
 
         label=folder   the sub-folder (the default where there are several), or a header's
                        Modality, BodyPartExamined, SeriesDescription or ProtocolName
-        by=image       part by slice, not by patient     deal=each  as in `folder`
+        by=image       part by slice, not by patient     deal=  as in `folder`
         least=N        series of N slices or more
         limit=N        at most N slices of each series, evenly
         task=ordinal   classes=a|b|c in order

@@ -45,7 +45,7 @@ def load(source: Source, where: Where) -> Splits:
     those overlap. Options, beside those of `rule_of`:
 
         labels=MAP    least=N  labels of N voxels or more (500)    classes=a|b|c  label values
-        by=image      part by slice (or cube), not by patient     deal=each  as in `folder`
+        by=image      part by slice (or cube), not by patient     deal=  as in `folder`
         start=N       the map begins at slice N of the image, whatever the headers say
 
     Raises: UsageError when nibabel is absent; DataError with the file that cannot be used.
