@@ -3,7 +3,7 @@
     python benchmarks/controls.py run [--only release|negative|positive]
     python benchmarks/controls.py table     # writes docs/controls.md
 
-`release`: RELEASES audits of 20,000 private releases (80,000 at epsilon 0.5) with and without the
+`release`: RELEASES audits of 20,000 private releases (more below epsilon 1.5) with and without the
 longest vector, each with fresh noise; how often the lower bound is at most epsilon, and how much of
 epsilon it reaches.
 `negative`: models of random real images, attacked with members that were drawn anew by SEEDS sets

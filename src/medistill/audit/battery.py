@@ -61,7 +61,7 @@ from .verdict import FORMAT, verdict
 OF_THE_SET = "reconstruction, subgroups and attributes"
 HERE: Engine = Here()
 SHOWN = 8  # pairs of nearest images in the gallery
-NUMBERS = 8  # of a release that is audited: noise is the same in each
+NUMBERS = 4  # of a release that is audited: noise is the same in each
 FEWEST_IMAGES = 40
 # What is looked at together: an area and each rate, of each attack, for two kinds of images.
 LEVEL_OF_ALL = 1 - (1 - LEVEL) / (2 * len(ATTACKS) * (1 + len(RATES)))
