@@ -522,7 +522,7 @@ def test_a_volume_without_the_organ_is_left_out(
     splits = load(f"nifti:{tmp_path / 'images'};labels={tmp_path / 'labels'};size=8")
     groups = [set(part.groups.tolist()) for part in splits if part.groups is not None]
     assert sum(map(len, groups)) == 6
-    assert "1 volumes have no label" in capsys.readouterr().err
+    assert "left out 1 volume(s) without a label" in capsys.readouterr().err
 
 
 def test_a_damaged_volume_is_one_line(tmp_path: Path) -> None:

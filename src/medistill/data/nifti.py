@@ -159,7 +159,7 @@ def _patches(top: Path, source: Source, where: Where) -> Splits:
             f"{top}: found no label of {least} voxels or more; expected some: set least"
         )
     if without:
-        say(f"{top.name}: {without} volumes have no label of {least} voxels or more: left out")
+        say(f"{top.name}: left out {without} volume(s) without a label of {least} voxels or more")
     whole: Decoded = decoded(jobs, cut, (1, *rule.shape), np.dtype(np.uint16), to_record(rule))
     classes = classes_of(items, wanted)
     card = Card(
