@@ -40,8 +40,10 @@ from medistill.data import load
 from medistill.features import of_set
 from medistill.methods import DC, DM, DSA, Method, Task
 from medistill.methods.base import recipe_of
+from medistill.methods.dp_merf import DPMERF
 from medistill.methods.gradient_matching import distance
 from medistill.metrics import score
+from medistill.pixels import normalize
 from medistill.probes import SketchSpec, probe, waves
 from medistill.records import State, to_record
 from medistill.rng import Rng
@@ -65,6 +67,7 @@ WHAT = (
     "dc",
     "dsa",
     "sketch",
+    "dp_merf",
     "student-20",
     "student-256",
     "students-5",
@@ -287,6 +290,52 @@ class Bench:
         def fast() -> Tensor:
             sums, _ = _sums(self.real, spec=spec, spreads=made.spreads, compute=FAST)
             return mean_of(sums, made.counts).flatten(0, 1)
+
+        return slow, fast
+
+    def dp_merf(self) -> tuple[Side, Side]:
+        """The gradient of one step in the generator, the sketch of pixels at hand."""
+        method, card = DPMERF(), self.real.card
+        held = sketch(self.real, method.spec(self.task), FAST)
+        task = dataclasses.replace(self.task, prepared=held.state)
+        state = method.init(task, self.rng)
+        (frequencies,) = probe(held.spec, card, 0, held.spreads[0], self.device).frequencies
+        target, each = held.means()[:, 0].to(self.device), method.batch // task.classes
+        small, axes = [side // 4 for side in card.shape], len(card.shape)
+        kind = nn.Conv2d if axes == 2 else nn.Conv3d
+        mode = "bilinear" if axes == 2 else "trilinear"
+        network = nn.Sequential(
+            nn.Linear(method.code + task.classes, method.hidden),
+            nn.BatchNorm1d(method.hidden),
+            nn.ReLU(),
+            nn.Linear(method.hidden, 16 * math.prod(small)),
+            nn.Unflatten(1, (16, *small)),
+            nn.Upsample(scale_factor=2, mode=mode),
+            kind(16, 8, 5, padding=2),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode=mode),
+            kind(8, self.channels, 5, padding=2),
+            nn.Sigmoid(),
+        ).to(self.device)
+        firsts = [name for name in state if name.startswith("first.")]
+        for parameter, name in zip(network.parameters(), firsts, strict=True):
+            parameter.data = state[name.removeprefix("first.")].clone()
+        labels = torch.arange(task.classes).repeat_interleave(each)
+
+        def slow() -> Tensor:
+            codes = method._codes(labels, task, self.rng.at("codes", 0))
+            images = normalize(network(codes).clone(), card.mean, card.std)  # in place
+            loss = torch.zeros((), device=self.device)
+            for number, part in enumerate(images.flatten(1).split(each)):
+                phases = part @ frequencies
+                seen = torch.cat([phases.cos(), phases.sin()], 1) / math.sqrt(phases.shape[1])
+                loss = loss + (seen.mean(0) - target[number]).square().sum()
+            found = torch.autograd.grad(loss, list(network.parameters()))
+            return torch.cat([gradient.flatten() for gradient in found])
+
+        def fast() -> Tensor:
+            after, _ = method.step(state, task, self.rng)
+            return torch.cat([after[name].flatten() for name in firsts]) / 0.1  # Adam's 1 - beta
 
         return slow, fast
 
@@ -626,7 +675,8 @@ the ceiling" is the part of the machine's measured rate of bfloat16 matrix produ
 convolutions' own products reach in the fast path, and "ratio at the ceiling" what no path of the
 same arithmetic can beat on that machine. A round of dc or dsa trains its network for 50 of
 student-20's steps (that row times five). In students-5 both sides are ours: five students in turn,
-and all at once by grouped convolutions, as `evaluate` does on a GPU only. "mtt T=N" is the gradient
+and all at once by grouped convolutions, as `evaluate` does on a GPU only. dp_merf is the gradient
+of one step in its generator (500 images, 5,000 frequencies, whatever the width). "mtt T=N" is the gradient
 in the images of one matching step over N steps of a student, float32 on both sides unless the row
 says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
 it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14

@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from medistill.errors import DataError, MedistillError, RunRefused, UsageError
 from medistill.ledger import Ledger
 from medistill.methods import Task
 from medistill.methods.dm import DM
-from medistill.methods.dp_merf import DPMERF, Generator
+from medistill.methods.dp_merf import DPMERF, Generator, by_twos
 from medistill.methods.sketch import FromSketch
 from medistill.privacy import (
     GRID,
@@ -781,6 +782,40 @@ def test_dp_merf_matches_the_mean_embedding_of_pixels() -> None:
     optimizer.step()
     for name, value in model.state_dict().items():
         assert torch.allclose(after[name].float(), value.float(), atol=1e-4), name
+
+
+@pytest.mark.parametrize("sides", [(4, 6), (4, 6, 8)])
+def test_a_convolution_by_twos_is_the_plain_one(sides: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, requires_grad=True)
+    given = draw(3, 8, *sides), draw(2, 8, *[5] * len(sides)), draw(2)
+    plain = (torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(sides) - 2]
+    weights = torch.randn(3, 2, *sides, generator=generator)
+    found, expected = by_twos(*given), plain(*given, padding=2)
+    assert torch.allclose(found, expected, atol=1e-4)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), given),
+        torch.autograd.grad((expected * weights).sum(), given),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_dp_merf_steps_in_bfloat16_as_in_float32_but_for_rounding() -> None:
+    """Only what meets the frequencies is rounded: the sums of the real side are as they were."""
+    real = load("phantom:n=60,size=16").train
+    method = DPMERF(frequencies=256, batch=64, hidden=12)
+    held = sketch(real, method.spec(Task(real, Budget(ipc=2), SMALL)))
+    moved, losses = [], []
+    for compute in (Compute(), Compute("bfloat16")):
+        task = Task(real, Budget(ipc=2), SMALL, prepared=held.state, compute=compute)
+        state = method.init(task, Rng(0))
+        after, log = method.step(state, task, Rng(0))
+        losses.append(log["loss"])
+        firsts = [value for name, value in after.items() if name.startswith("first.")]
+        moved.append(torch.cat([value.flatten() for value in firsts]))
+    assert 0 < abs(losses[0] - losses[1]) < 1e-3 * losses[0]
+    assert 0.999 < float(torch.cosine_similarity(moved[0], moved[1], dim=0)) < 1
 
 
 def test_dp_merf_learns_from_a_private_sketch_and_says_that_no_pixel_is_real(

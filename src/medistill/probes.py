@@ -69,10 +69,14 @@ class Probe:
     draw: Draw
     frequencies: list[Tensor]
 
-    def of(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
-        """Return the vectors [n, 2 J L] of normalized images, with a gradient."""
+    def of(self, images: Tensor, compute: Compute = PLAIN, *, lowered: bool = False) -> Tensor:
+        """Return the vectors [n, 2 J L] of normalized images, with a gradient.
+
+        With `lowered` features meet frequencies in the precision of `compute`.
+        """
         seen = self.augmentation.apply(images, self.draw)
-        return waves(extract(self.network, seen, compute, levels=True), self.frequencies)
+        features = extract(self.network, seen, compute, levels=True)
+        return waves(features, self.frequencies, compute.dtype if lowered else torch.float32)
 
     def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
         """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
@@ -93,14 +97,18 @@ class Probe:
         return torch.cat([waves(block, self.frequencies) for (block,) in blocks])[: len(images)]
 
 
-def waves(features: Tensor, frequencies: Sequence[Tensor]) -> Tensor:
+def waves(
+    features: Tensor, frequencies: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return [cos(t_j . phi_l), sin(t_j . phi_l)]_jl / sqrt(J L): rows of norm 1.
 
     `features` [n, d] ends with the levels phi_l side by side; each has its frequencies [d_l, J].
+    Both are rounded to `dtype` before they are multiplied.
     """
     sizes = [t.shape[0] for t in frequencies]
     levels = features[:, -sum(sizes) :].split(sizes, 1)
-    phases = torch.cat([level @ t for level, t in zip(levels, frequencies, strict=True)], 1)
+    pairs = zip(levels, frequencies, strict=True)
+    phases = torch.cat([(level.to(dtype) @ t.to(dtype)).float() for level, t in pairs], 1)
     return torch.cat([phases.cos(), phases.sin()], 1) / math.sqrt(phases.shape[1])
 
 
