@@ -676,8 +676,8 @@ convolutions' own products reach in the fast path, and "ratio at the ceiling" wh
 same arithmetic can beat on that machine. A round of dc or dsa trains its network for 50 of
 student-20's steps (that row times five). In students-5 both sides are ours: five students in turn,
 and all at once by grouped convolutions, as `evaluate` does on a GPU only. dp_merf is the gradient
-of one step in its generator (500 images, 5,000 frequencies, whatever the width). "mtt T=N" is the gradient
-in the images of one matching step over N steps of a student, float32 on both sides unless the row
+of one step in its generator (500 images, 5,000 frequencies, whatever the width). "mtt T=N" is the
+gradient in the images of one matching step over N steps of a student, float32 on both sides unless the row
 says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
 it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14
 from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
