@@ -666,26 +666,26 @@ Written by `python benchmarks/speed.py table` from `benchmarks/results/speed.jso
 Each row runs a plain loop of our own, in the shape of the field's references (class after class,
 float32, uncompiled, fresh network of torch's layers in each step), and our path (bfloat16,
 compiled) in one process and in turn, on the same data (phantom images of that shape, two classes),
-and takes the fastest of three of each (of the rounds of dc and dsa at 224 pixels, which
-take minutes, one). The field's own code of DM takes 0.58 s a step on this kind
-of machine. The difference is that of the results, relative to the plain ones: features, sketches,
-by how much one step moves the images, a student's loss. Under a bank another network is matched, so
-there images are not meant to be equal. Peaks are memory beyond what the process held before. "Of
-the ceiling" is the part of the machine's measured rate of bfloat16 matrix products that the
-convolutions' own products reach in the fast path, and "ratio at the ceiling" what no path of the
-same arithmetic can beat on that machine. A round of dc or dsa trains its network for 50 of
-student-20's steps (that row times five). In students-5 both sides are ours: five students in turn,
-and all at once by grouped convolutions, as `evaluate` does on a GPU only. dp_merf is the gradient
-of one step in its generator (500 images, 5,000 frequencies, whatever the width). "mtt T=N" is the
-gradient in the images of one matching step over N steps of a student, float32 on both sides unless the row
-says bfloat16: the plain one keeps the graph of all of them, ours parameter vectors alone, for which
-it walks twice. Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14
-from 33 steps on, where not all vectors are kept), so the wider the convolutions, the less is gained
-in float32. Cores are shared, so times vary; ratios were measured side by side. On the H100 images
-of 28 pixels leave the chip idle: both sides wait for kernels to be launched (convolutions reach two
-parts in a hundred of its rate at most), so what saves arithmetic saves little there: steps of few
-images take up to 1.4 times as long as plain ones, features and sketches gain a third, and most what
-launches less: `dm-bank`, and students at once.
+and takes the fastest of three of each (of the rounds of dc and dsa at 224 pixels, which take
+minutes, one). The field's own code of DM takes 0.58 s a step on this kind of machine. The
+difference is that of the results, relative to the plain ones: features, sketches, by how much one
+step moves the images, a student's loss. Under a bank another network is matched, so there images
+are not meant to be equal. Peaks are memory beyond what the process held before. "Of the ceiling" is
+the part of the machine's measured rate of bfloat16 matrix products that the convolutions' own
+products reach in the fast path, and "ratio at the ceiling" what no path of the same arithmetic can
+beat on that machine. A round of dc or dsa trains its network for 50 of student-20's steps (that row
+times five). In students-5 both sides are ours: five students in turn, and all at once by grouped
+convolutions, as `evaluate` does on a GPU only. dp_merf is the gradient of one step in its generator
+(500 images, 5,000 frequencies, whatever the width). "mtt T=N" is the gradient in the images of one
+matching step over N steps of a student, float32 on both sides unless the row says bfloat16: the
+plain one keeps the graph of all of them, ours parameter vectors alone, for which it walks twice.
+Per step it makes 11 convolutions' worth of products, the plain loop 9 (up to 14 from 33 steps on,
+where not all vectors are kept), so the wider the convolutions, the less is gained in float32. Cores
+are shared, so times vary; ratios were measured side by side. On the H100 images of 28 pixels leave
+the chip idle: both sides wait for kernels to be launched (convolutions reach two parts in a hundred
+of its rate at most), so what saves arithmetic saves little there: steps of few images take up to
+1.4 times as long as plain ones, features and sketches gain a third, and most what launches less:
+`dm-bank`, and students at once.
 
 Where a row of one channel, 28 pixels and width 128 falls short of this project's goal (4 for dc and
 dsa, 3 for student-20), the profile below says why: the convolutions and their two backward products

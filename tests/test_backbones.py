@@ -22,9 +22,10 @@ from medistill.backbones import (
     to_spec,
 )
 from medistill.backbones.convnet import InstanceNorm
-from medistill.compute import BLOCK
+from medistill.backbones.convolution import to_images
+from medistill.compute import BLOCK, Compute
 from medistill.errors import UsageError
-from medistill.features import extract
+from medistill.features import extract, fixed
 from medistill.rng import Rng
 from medistill.sets import Card
 from medistill.train import gradient
@@ -321,6 +322,28 @@ def test_blocks_give_the_features_of_the_whole_batch(norm: str) -> None:
     (mine,) = torch.autograd.grad(found.square().sum(), x)
     (theirs,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(1, 9, 12), (3, 8, 8), (1, 8, 9, 10)])
+def test_fixed_networks_give_images_the_plain_gradient(
+    shape: tuple[int, ...], compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = built(ConvNet(2, 8), channels=shape[0], shape=shape[1:])
+    images = noise(5, *shape).requires_grad_()
+    weights = noise(*network.features(images).shape, name="weights")
+    expected = torch.autograd.grad((network.features(images) * weights).sum(), images)[0]
+    calls: list[int] = []
+
+    def counted(*given: Tensor) -> Tensor:
+        calls.append(1)
+        return to_images(*given)
+
+    monkeypatch.setattr("medistill.backbones.convolution.to_images", counted)
+    loss = (extract(fixed(network), images, Compute(compile=compile)) * weights).sum()
+    found = torch.autograd.grad(loss, images)[0]
+    assert calls  # while it was compiled, where it was
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_levels_are_what_the_stages_give_and_are_no_longer_for_large_images() -> None:

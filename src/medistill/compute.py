@@ -35,6 +35,7 @@ _STATUS = Path("/proc/self/status")
 QUIET = (
     r"The \.grad attribute of a Tensor that is not a leaf",
     r".torch\.jit\.script(_method)?. is deprecated",
+    r"<class 'torch\.autograd\.function\.Function'> should not be instantiated",
 )
 
 P = ParamSpec("P")

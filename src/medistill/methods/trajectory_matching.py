@@ -12,7 +12,7 @@ from ..backbones import Backbone, Network
 from ..compute import Mode, has_compiler
 from ..errors import RunRefused, UsageError
 from ..experts import Bank, Training, experts
-from ..features import fixed, whitening_of
+from ..features import whitening_of
 from ..optim import sgd_
 from ..pixels import Whitening, denormalize, outside
 from ..records import Json, State, state_digest, to_record
@@ -279,7 +279,8 @@ def student_of(task: Task) -> Student:
 
 @lru_cache(maxsize=8)
 def _network(backbone: Backbone, card: Card, device: torch.device) -> Network:
-    return fixed(backbone.build(card, Rng(0).at("student")).to(device))
+    # Not `fixed`, for its parameters are given anew in each step, with derivatives of theirs.
+    return backbone.build(card, Rng(0).at("student")).to(device).requires_grad_(False)
 
 
 def _rate(state: State) -> Tensor:
