@@ -18,7 +18,9 @@ from .sets import RealSet
 READ = 1024  # images drawn from a real set at once, or fewer:
 READ_PIXELS = 2**23
 MOST_WHITENED = 3 * 64 * 64  # numbers of an image; their covariance then takes 1.2 GB
-KEPT_PIXELS = 2**20  # of images whose maps are kept for the way back; of more they are made anew
+KEPT = (
+    2**27
+)  # numbers of the first maps: with more, maps are not kept for the way back but made anew
 
 
 def extract(
@@ -31,7 +33,8 @@ def extract(
     memory grows with the images and not with all their maps.
     """
     run = compute.path(_levels if levels else _features)
-    if images.requires_grad and images[:, 0].numel() > KEPT_PIXELS:
+    width = next((len(p) for p in network.body.parameters()), 1)
+    if images.requires_grad and images[:, 0].numel() * width > KEPT:
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     last = channels_last(images.ndim)
     blocks = compute.blocks(images, whole=network.mixes_images)
