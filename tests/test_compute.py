@@ -24,7 +24,7 @@ from medistill.compute import (
 from medistill.conformance import toy
 from medistill.data import load
 from medistill.errors import RunRefused, UsageError
-from medistill.features import extract, extract_fast, of_set, read_size
+from medistill.features import LEAST_MAPS, extract, extract_fast, fixed, of_set, read_size
 from medistill.methods import DC, DM, Method, Task
 from medistill.methods.base import recipe_of, started
 from medistill.methods.dm import bank_entry, class_means, gap, real_means
@@ -278,12 +278,12 @@ def test_auto_compiles_what_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> N
 def test_many_pixels_pass_twice_to_the_same_gradient(
     monkeypatch: pytest.MonkeyPatch, compute: Compute
 ) -> None:
-    network = ConvNet(2, 8).build(REAL.card, Rng(0).at("network"))
+    network = fixed(ConvNet(2, 8).build(REAL.card, Rng(0).at("network")))
     images = REAL.normalized(torch.arange(BLOCK + 3)).requires_grad_()
     passes: list[int] = []
     network.body[0].register_forward_hook(lambda *_: passes.append(1))
     found = []
-    kept = images[:, 0].numel() * 8  # numbers of eight maps
+    kept = images[:, 0].numel() * LEAST_MAPS
     for most, expected in ((kept, 2), (kept - 1, 2 + 4)):
         monkeypatch.setattr("medistill.features.KEPT", most)
         loss = extract(network, images, compute, levels=True).square().sum()

@@ -783,8 +783,12 @@ def test_dp_merf_matches_the_mean_embedding_of_pixels() -> None:
         assert torch.allclose(after[name].float(), value.float(), atol=1e-4), name
 
 
-@pytest.mark.parametrize("sides", [(4, 6), (3, 4, 5)])
-def test_doubled_maps_convolved_are_the_plain_ones(sides: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("most", [3, 32])
+@pytest.mark.parametrize("sides", [(4, 6), (4, 3, 5)])
+def test_doubled_maps_convolved_are_the_plain_ones(
+    sides: tuple[int, ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medistill.methods.dp_merf.MOST_SIDE", most)
     layer = (torch.nn.Conv2d, torch.nn.Conv3d)[len(sides) - 2](8, 2, 5, padding=2)
     refresh(layer, Rng(0).at("layer"))
     maps = torch.randn((3, 8, *sides), generator=Rng(0).at("maps"), requires_grad=True)
@@ -803,7 +807,7 @@ def test_doubled_maps_convolved_are_the_plain_ones(sides: tuple[int, ...]) -> No
 
 
 def test_dp_merf_steps_in_bfloat16_as_in_float32_but_for_rounding() -> None:
-    """Only what meets the frequencies is rounded: the sums of the real side are as they were."""
+    """What meets the frequencies is rounded; the sums of the real side are as they were."""
     real = load("phantom:n=60,size=16").train
     method = DPMERF(frequencies=256, batch=64, hidden=12)
     held = sketch(real, method.spec(Task(real, Budget(ipc=2), SMALL)))

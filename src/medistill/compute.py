@@ -50,8 +50,9 @@ class Compute:
     pixels, maps and parameters on their way in, and keeps norms, sums over images and what is
     trained in float32. Gradients in synthetic images are float32 but where students walk along
     experts: there a step rounds as training does (cosine to float32 0.998 over 30 steps of
-    ConvNet-3-128). `compile` is for steps and
-    students; it costs some seconds for each architecture and size of block, and pays on long runs.
+    ConvNet-3-128); and what a generator of `dp_merf` makes meets its frequencies rounded. `compile`
+    is for steps and students; it costs some seconds for each architecture and size of block, and
+    pays on long runs.
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from .sets import RealSet
 READ = 1024  # images drawn from a real set at once, or fewer:
 READ_PIXELS = 2**23
 MOST_WHITENED = 3 * 64 * 64  # numbers of an image; their covariance then takes 1.2 GB
-KEPT = (
-    2**27
-)  # numbers of the first maps: with more, maps are not kept for the way back but made anew
+# Numbers of the first maps (images' pixels times the first weights' outputs). With more, maps are
+# not kept for the way back but made anew: of a ConvNet they would take 2 GB and more.
+KEPT = 2**27
+LEAST_MAPS = 32  # counted where there are fewer, and for bodies that begin with something else
 
 
 def extract(
@@ -33,8 +35,8 @@ def extract(
     memory grows with the images and not with all their maps.
     """
     run = compute.path(_levels if levels else _features)
-    width = next((len(p) for p in network.body.parameters()), 1)
-    if images.requires_grad and images[:, 0].numel() * width > KEPT:
+    maps = max([LEAST_MAPS, *(len(p) for p in islice(network.body.parameters(), 1))])
+    if images.requires_grad and images[:, 0].numel() * maps > KEPT:
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     last = channels_last(images.ndim)
     blocks = compute.blocks(images, whole=network.mixes_images)
@@ -43,10 +45,11 @@ def extract(
 
 
 def fixed(network: Network) -> Network:
-    """Return the network with parameters that ask for no gradient, now and for good.
+    """Return the network, from now on without gradients in its parameters.
 
-    Compiled code would compute it whether it is wanted or not: a third of a step's time. Images
-    have a faster way back then, which knows no other derivative.
+    Compiled code would compute them whether they are wanted or not: a third of a step's time.
+    Images have a faster way back then, which neither forward mode nor torch.func knows: networks
+    whose parameters are given anew in each call are not for this.
     """
     for module in network.modules():
         if isinstance(module, Conv2d | Conv3d):

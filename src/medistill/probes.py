@@ -69,14 +69,17 @@ class Probe:
     draw: Draw
     frequencies: list[Tensor]
 
-    def of(self, images: Tensor, compute: Compute = PLAIN, *, lowered: bool = False) -> Tensor:
-        """Return the vectors [n, 2 J L] of normalized images, with a gradient.
-
-        With `lowered` features meet frequencies in the precision of `compute`.
-        """
+    def of(
+        self,
+        images: Tensor,
+        compute: Compute = PLAIN,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Return the vectors [n, 2 J L] of normalized images, with a gradient (see `waves`)."""
         seen = self.augmentation.apply(images, self.draw)
         features = extract(self.network, seen, compute, levels=True)
-        return waves(features, self.frequencies, compute.dtype if lowered else torch.float32)
+        return waves(features, self.frequencies, dtype)
 
     def on_grid(self, images: Tensor, compute: Compute = PLAIN) -> Tensor:
         """Return the vectors of images on the grid, int64 [n, 2 J L], without a gradient.
@@ -103,7 +106,7 @@ def waves(
     """Return [cos(t_j . phi_l), sin(t_j . phi_l)]_jl / sqrt(J L): rows of norm 1.
 
     `features` [n, d] ends with the levels phi_l side by side; each has its frequencies [d_l, J].
-    Both are rounded to `dtype` before they are multiplied.
+    Both and their products, the phases, are rounded to `dtype`.
     """
     sizes = [t.shape[0] for t in frequencies]
     levels = features[:, -sum(sizes) :].split(sizes, 1)

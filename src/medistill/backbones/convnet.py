@@ -129,7 +129,7 @@ class ConvNet(Backbone):
         layers: list[nn.Module] = []
         for block in range(self.depth):
             inputs = channels if block == 0 else self.width
-            layers.append(conv(inputs, self.width, kernel_size=3, padding=1))
+            layers.append(conv(inputs, self.width))
             layers.append(norm_layer(self.norm, self.width, dimensions))
             layers.append(_ACTIVATIONS[self.activation]())
             if self.pooling != "none":

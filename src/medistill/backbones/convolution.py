@@ -12,9 +12,15 @@ FEW = 4  # channels: those of images
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution, fast in the gradient of images where the network is `fixed`."""
+    """torch's convolution with kernels of side 3 and padding 1.
+
+    Its gradient in images is fast where the network is `fixed` (medistill.features).
+    """
 
     fixed = False
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps."""
@@ -26,6 +32,9 @@ class Conv3d(nn.Conv3d):
 
     fixed = False
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps."""
         return _maps(self, x.to(self.weight.dtype))
@@ -33,8 +42,14 @@ class Conv3d(nn.Conv3d):
 
 def _maps(layer: Conv2d | Conv3d, x: Tensor) -> Tensor:
     maps: Tensor
-    of_images = layer.fixed and not layer.weight.requires_grad and layer.in_channels <= FEW
-    if of_images and x.requires_grad and x.device.type == "cpu" and x.dtype != torch.bfloat16:
+    alone = layer.fixed and not any(p.requires_grad for p in layer.parameters())
+    if (
+        alone
+        and layer.in_channels <= FEW
+        and x.requires_grad
+        and x.device.type == "cpu"
+        and x.dtype != torch.bfloat16
+    ):
         maps = _OfImages.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
         return maps
     maps = layer._conv_forward(x, layer.weight, layer.bias)
@@ -42,7 +57,7 @@ def _maps(layer: Conv2d | Conv3d, x: Tensor) -> Tensor:
 
 
 class _OfImages(torch.autograd.Function):
-    """A convolution (side 3, padding 1) with `to_images` for its gradient in the images."""
+    """A convolution with `to_images` for its gradient in the images; of weights it has none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

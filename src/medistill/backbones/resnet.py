@@ -64,7 +64,7 @@ class ResNet18(Backbone):
             )
         w = self.width
         layers: list[nn.Module] = [
-            Conv2d(channels, w, 3, padding=1, bias=False),
+            Conv2d(channels, w, bias=False),
             norm_layer(self.norm, w, 2),
             nn.ReLU(),
         ]
