@@ -84,7 +84,7 @@ def plain(network: Network, channels: int, width: int) -> nn.Sequential:
     """Return the same network of torch's own layers, as the references build it."""
     layers: list[nn.Module] = []
     source = iter(network.body.parameters())
-    volumes = isinstance(network.body[0], nn.Conv3d)
+    volumes = next(network.body.parameters()).ndim == 5
     kind, pool = (nn.Conv3d, nn.AvgPool3d) if volumes else (nn.Conv2d, nn.AvgPool2d)
     for block in range(3):
         conv = kind(channels if block == 0 else width, width, 3, padding=1)

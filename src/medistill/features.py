@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .augment import Augmentation, Draw
 from .backbones import Network, channels_last, levels_of
-from .backbones.convolution import Conv2d, Conv3d
+from .backbones.convolution import OfImages
 from .compute import PLAIN, Compute
 from .errors import DataError, UsageError
 from .pixels import Whitening
@@ -48,12 +48,12 @@ def fixed(network: Network) -> Network:
     """Return the network, from now on without gradients in its parameters.
 
     Compiled code would compute them whether they are wanted or not: a third of a step's time.
-    Images have a faster way back then, which neither forward mode nor torch.func knows: networks
-    whose parameters are given anew in each call are not for this.
+    Images have a faster way back then (`OfImages`): networks whose parameters are given anew in
+    each call are not for this.
     """
-    for module in network.modules():
-        if isinstance(module, Conv2d | Conv3d):
-            module.fixed = True
+    for name, layer in islice(network.body.named_children(), 1):
+        if OfImages.can_be(layer):
+            setattr(network.body, name, OfImages(layer))
     return network.requires_grad_(False)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .base import Backbone, average_pool
-from .convolution import Conv2d, Conv3d
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid", "gelu"]
@@ -62,6 +61,14 @@ class InstanceNorm(nn.Module):
             out = out.to(x.dtype)
         maps: Tensor = out.unflatten(1, x.shape[2:]).movedim(-1, 1)
         return maps
+
+
+class Conv3d(nn.Conv3d):
+    """torch's convolution of volumes, in the precision of its own weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps."""
+        return super().forward(x.to(self.weight.dtype))
 
 
 def norm_layer(kind: Norm, channels: int, dimensions: int) -> nn.Module:
@@ -121,7 +128,7 @@ class ConvNet(Backbone):
                 f"found images of {'x'.join(map(str, shape))} for {self.name}; expected sides of "
                 f"{2**self.depth} or more: choose a smaller depth"
             )
-        conv = Conv2d if dimensions == 2 else Conv3d
+        conv = nn.Conv2d if dimensions == 2 else Conv3d
         pools: dict[str, type[nn.Module]] = {
             "average": nn.AvgPool2d if dimensions == 2 else AveragePool3d,
             "max": nn.MaxPool2d if dimensions == 2 else nn.MaxPool3d,
@@ -129,7 +136,7 @@ class ConvNet(Backbone):
         layers: list[nn.Module] = []
         for block in range(self.depth):
             inputs = channels if block == 0 else self.width
-            layers.append(conv(inputs, self.width))
+            layers.append(conv(inputs, self.width, kernel_size=3, padding=1))
             layers.append(norm_layer(self.norm, self.width, dimensions))
             layers.append(_ACTIVATIONS[self.activation]())
             if self.pooling != "none":

@@ -1,8 +1,8 @@
-"""Convolutions whose images are asked for a gradient, and whose weights are not."""
+"""A first convolution whose images are asked for a gradient, and whose weights are not."""
 
 from functools import reduce
 from itertools import product
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -11,59 +11,46 @@ from torch import Tensor, nn
 FEW = 4  # channels: those of images
 
 
-class Conv2d(nn.Conv2d):
-    """torch's convolution with kernels of side 3 and padding 1.
+class OfImages(nn.Module):
+    """A convolution with the parameters of another, fast in the gradient of images on a CPU.
 
-    Its gradient in images is fast where the network is `fixed` (medistill.features).
+    Parameters get no gradient; neither forward mode nor torch.func knows it.
     """
 
-    fixed = False
+    def __init__(self, layer: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
-        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the maps."""
-        return _maps(self, x)
-
-
-class Conv3d(nn.Conv3d):
-    """The same of volumes, in the precision of its own weights."""
-
-    fixed = False
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1)
+    @staticmethod
+    def can_be(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+        """Say whether a layer is a convolution of few channels, side 3, padding 1 and no more."""
+        if not isinstance(layer, nn.Conv2d | nn.Conv3d) or layer.in_channels > FEW:
+            return False
+        axes = len(layer.kernel_size)
+        found = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups
+        return found == ((3,) * axes, (1,) * axes, (1,) * axes, (1,) * axes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the maps."""
-        return _maps(self, x.to(self.weight.dtype))
+        """Return the maps, in the precision of the weights."""
+        x = x.to(self.weight.dtype)
+        if x.requires_grad and x.device.type == "cpu" and x.dtype != torch.bfloat16:
+            maps: Tensor = _Convolve.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return maps
+        return convolve(x, self.weight, self.bias)
 
 
-def _maps(layer: Conv2d | Conv3d, x: Tensor) -> Tensor:
-    maps: Tensor
-    alone = layer.fixed and not any(p.requires_grad for p in layer.parameters())
-    if (
-        alone
-        and layer.in_channels <= FEW
-        and x.requires_grad
-        and x.device.type == "cpu"
-        and x.dtype != torch.bfloat16
-    ):
-        maps = _OfImages.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
-        return maps
-    maps = layer._conv_forward(x, layer.weight, layer.bias)
-    return maps
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a convolution of pictures or volumes with padding 1."""
+    return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, padding=1)
 
 
-class _OfImages(torch.autograd.Function):
-    """A convolution with `to_images` for its gradient in the images; of weights it has none."""
+class _Convolve(torch.autograd.Function):
+    """`convolve`, with `to_images` for its gradient in the images; of weights it has none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        convolve = F.conv2d if x.ndim == 4 else F.conv3d
-        return convolve(x, weight, bias, padding=1)
+        return convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

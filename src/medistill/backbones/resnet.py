@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from .base import Backbone
 from .convnet import Norm, norm_layer
-from .convolution import Conv2d
 
 
 class Block(nn.Module):
@@ -64,7 +63,7 @@ class ResNet18(Backbone):
             )
         w = self.width
         layers: list[nn.Module] = [
-            Conv2d(channels, w, bias=False),
+            nn.Conv2d(channels, w, 3, padding=1, bias=False),
             norm_layer(self.norm, w, 2),
             nn.ReLU(),
         ]
