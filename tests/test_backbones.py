@@ -356,6 +356,12 @@ def test_fixed_networks_give_images_the_plain_gradient_by_a_way_of_their_own(
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_convolutions_of_pictures_are_torchs_own_type() -> None:
+    """Opacus finds its per-image gradients by the exact type: a subclass would be slow there."""
+    kinds = {type(m) for m in built(ConvNet(2, 8)).modules() if isinstance(m, nn.Conv2d)}
+    assert kinds == {nn.Conv2d}
+
+
 def test_levels_are_what_the_stages_give_and_are_no_longer_for_large_images() -> None:
     spec = ConvNet(2, 4)
     for side in (16, 64):
