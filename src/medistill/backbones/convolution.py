@@ -26,9 +26,10 @@ class OfImages(nn.Module):
         """Say whether a layer is a convolution of few channels, side 3, padding 1 and no more."""
         if not isinstance(layer, nn.Conv2d | nn.Conv3d) or layer.in_channels > FEW:
             return False
-        axes = len(layer.kernel_size)
+        ones = (1,) * len(layer.kernel_size)
         found = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups
-        return found == ((3,) * axes, (1,) * axes, (1,) * axes, (1,) * axes, 1)
+        plain = found == ((3,) * len(ones), ones, ones, ones, 1)
+        return plain and layer.padding_mode == "zeros"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps, in the precision of the weights."""
