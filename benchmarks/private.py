@@ -67,7 +67,7 @@ BUDGETS = (1, 10, 50)
 SEEDS = 3
 DELTA = 1e-5
 STUDENT, WIDE = ConvNet(width=32), ConvNet(width=64)
-WIDE_PLACE = ("cifar10", 1.0, 10)
+WIDE_AT = {("cifar10", 1.0): (10,), ("cifar10", None): (10,)}  # set, epsilon: budgets
 TRAINING: dict[str, Any] = {"steps": 300, "stop": 300, "batch": 128, "lr": 0.02}
 LENGTHS: dict[str, dict[str, Any]] = {
     "sketch": {"networks": 10, "frequencies": 128, "iterations": 400},
@@ -133,8 +133,7 @@ def missing(names: list[str], methods: list[str]) -> list[Job]:
                 for epsilon in (None,) if "random" in method else EPSILONS:
                     budgets = (0,) if method == "dp_sgd" else BUDGETS
                     if "wide" in method:
-                        there = (name, epsilon or 1.0) == WIDE_PLACE[:2]
-                        budgets = WIDE_PLACE[2:] if there else ()
+                        budgets = WIDE_AT.get((name, epsilon), ())
                     left = [i for i in budgets if (name, method, epsilon, i, seed) not in done]
                     if left:
                         jobs.append(Job(seed, name, method, epsilon, tuple(left)))
@@ -172,7 +171,7 @@ def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
     base = {"set": name, "method": method, "epsilon": epsilon, "delta": DELTA, "seed": seed}
     device = splits.train.device
     kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    student = WIDE if "wide" in method else STUDENT
+    student = student_of(method)
     base |= {"version": __version__, "backbone": student.name, "device": kind}
     # Compiled, a release on a CPU took 57 s for 75 s, the first one included.
     compute = Compute("bfloat16", compile=device.type == "cpu")
@@ -227,12 +226,17 @@ def first_of_each(made: SyntheticSet, ipc: int) -> SyntheticSet:
     return dataclasses.replace(made, images=made.images[first], labels=made.labels[first])
 
 
+def student_of(method: str) -> ConvNet:
+    """Return what a method's students are."""
+    return WIDE if "wide" in method else STUDENT
+
+
 def spec_of(method: str, splits: Splits) -> SketchSpec:
     """Return what a method's release is made of."""
     augmentation = Augmentation() if splits.train.card.flips else Augmentation().without_flips()
     if method == "dp_merf":
         return DPMERF().spec(Task(splits.train, Budget(ipc=1), STUDENT))
-    looks = to_spec(WIDE if method == "wide" else STUDENT), to_record(augmentation)
+    looks = to_spec(student_of(method)), to_record(augmentation)
     length = {key: LENGTHS[method][key] for key in ("networks", "frequencies")}
     return SketchSpec(*looks, **length, scale=1.0, layers="last")
 

@@ -20,7 +20,7 @@ READ = 1024  # images drawn from a real set at once, or fewer:
 READ_PIXELS = 2**23
 MOST_WHITENED = 3 * 64 * 64  # numbers of an image; their covariance then takes 1.2 GB
 # Numbers of the first maps (images' pixels times the first weights' outputs). With more, maps are
-# not kept for the way back but made anew: of a ConvNet they would take 2 GB and more.
+# not kept for the way back but made anew: of a ConvNet they would take about 1 GB and more.
 KEPT = 2**27
 LEAST_MAPS = 32  # counted where there are fewer, and for bodies that begin with something else
 
