@@ -7,8 +7,9 @@ Each line is the audit of one way (`medistill audit`): a set of ten images per c
 16 models on images drawn by coins, a student of 300 steps on each, LiRA and RMIA, a fifth of the
 images with a wrong label; copies and reconstruction of one whole run. Methods make the steps of
 studies/feasibility.yaml. With an epsilon, each model distills a private sketch of its own, of the
-command line's defaults. Rows go to results/leaks.jsonl; those of an earlier form of the audit are
-measured again, and marked in the table until then.
+command line's defaults, also where the command would refuse so much noise; `small` is a sketch as
+small as these without noise. Rows go to results/leaks.jsonl; those of an earlier form of the audit
+are measured again, and marked in the table until then.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from medistill import __version__
 from medistill.audit import audit_run
 from medistill.audit.verdict import FORMAT as AUDIT
+from medistill.audit.verdict import POSITIVE
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
@@ -36,10 +38,10 @@ from medistill.methods import Method, Task, make
 from medistill.methods.sketch import FromSketch
 from medistill.places import cache_folder
 from medistill.plan import read_study
-from medistill.private_sketch import private_sketch
+from medistill.private_sketch import HOPELESS, plan, private_sketch
 from medistill.probes import SketchSpec
 from medistill.records import to_record
-from medistill.sets import Splits, normalized_by
+from medistill.sets import RealSet, Splits, normalized_by
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "leaks.jsonl"
@@ -64,13 +66,15 @@ WAYS = (
     ("datm", "real"),
     ("sketch", "noise"),
     ("sketch", "real"),
+    ("sketch", "noise, small"),
     *(("sketch", f"noise, epsilon {epsilon:g}") for epsilon in (8.0, 1.0)),
 )
 DELTA = 1e-5
-OLDER = (
-    "Rows with an asterisk are of an earlier form of the audit, whose verdict looked at areas "
-    "alone, and which held tiles against whole real images. "
-)
+NOISE = """Noise of the smallest class in a private sketch of all images: {}. Each attacked model
+has fewer images and as much noise. That nothing is found of a set whose classes are drowned says
+little of sets that are of use: [private](private.md) has their accuracy."""
+SIDES = ("natural", "canaries")
+OLDER = "Rows with an asterisk are of an earlier form of the audit. "
 
 
 def main() -> None:
@@ -117,6 +121,9 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
         folder = Path(place) / "run"
         if "epsilon" in start:
             made, task = private(splits, float(start.split()[-1]), Path(place))
+        elif "small" in start:
+            made = FromSketch(start="noise", **PRIVATE)
+            task = Task(public(splits.train), Budget(ipc=IPC), STUDENT, compute=COMPUTE)
         else:
             made = make(method, settings)
             task = Task(splits.train, Budget(ipc=IPC), STUDENT, compute=COMPUTE)
@@ -139,21 +146,40 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
         {key: one[key] for key in ("view", "exact", "suspects", "images", "failed")}
         for one in found["copies"]
     ]
+    if "epsilon" in start:
+        row["noise"] = noise_of_smallest(splits.train, float(start.split()[-1]))
     return row | {"reconstruction": found.get("reconstruction")}
+
+
+def noise_of_smallest(real: RealSet, epsilon: float) -> float:
+    """Return the noise of the smallest class's mean, as a share of the longest there is."""
+    asked: dict[str, Any] = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
+    about = plan(public(real), spec_of_private(), classes=real.card.classes, **asked)
+    return max(one.noise for one in about.signals)
+
+
+def spec_of_private() -> SketchSpec:
+    """Return what the command line makes a private sketch of."""
+    return SketchSpec(to_spec(STUDENT), to_record(Augmentation()), **PRIVATE)
 
 
 def private(splits: Splits, epsilon: float, place: Path) -> tuple[Method, Task]:
     """Return what distills a private sketch: each image is a unit, no image left in reach."""
-    channels = splits.train.card.channels
-    card = normalized_by(splits.train.card, [0.5] * channels, [0.25] * channels)
-    real = dataclasses.replace(splits.train, card=card)
-    spec = SketchSpec(to_spec(STUDENT), to_record(Augmentation()), **PRIVATE)
+    real = public(splits.train)
+    spec = spec_of_private()
     asked: dict[str, Any] = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
     ledger = Ledger(place / "ledger.json")
-    held = private_sketch(real, spec, ledger, classes=card.classes, **asked, compute=COMPUTE)
+    held = private_sketch(real, spec, ledger, classes=real.card.classes, **asked, compute=COMPUTE)
     method = FromSketch(start="noise", **PRIVATE)
     budget = Budget(ipc=IPC)
     return method, Task(held.without_images(), budget, STUDENT, compute=COMPUTE, sketch=held)
+
+
+def public(real: RealSet) -> RealSet:
+    """Return images with a normalization that everybody knows."""
+    channels = real.card.channels
+    card = normalized_by(real.card, [0.5] * channels, [0.25] * channels)
+    return dataclasses.replace(real, card=card)
 
 
 def table() -> None:
@@ -170,8 +196,11 @@ def table() -> None:
         "all areas and rates of a row together, and members found at one false alarm in a hundred "
         "(percent) with one of 95% each; canaries have a wrong label. A rate is in brackets where "
         "too few others measure it; one in a thousand would need 2,995 of them, and is left out. "
-        + OLDER * any(row.get("format") != AUDIT for row in latest)
-        + "That an attack finds nothing says nothing of other attacks.",
+        + OLDER
+        * any(row.get("format") != AUDIT for row in latest)
+        + "That an attack finds nothing says nothing of other attacks. A small sketch, or one with "
+        f"epsilon, is of {PRIVATE['networks']} networks with {PRIVATE['frequencies']} frequencies, "
+        "looks at the last layer, and knows no mean and std of the data.",
     ]
     for name in dict.fromkeys(row["set"] for row in latest):
         lines += ["", f"## {name}", ""]
@@ -180,6 +209,7 @@ def table() -> None:
             "set",
             "set, canaries",
             "equal to a real image",
+            "too near to one: pixels, features",
             "lead back to their start",
             "verdict",
         )
@@ -193,8 +223,32 @@ def table() -> None:
         first = next((row for row in rows if row.get("format") == AUDIT), rows[0])
         for control in ("positive_control", "negative_control"):
             told = curves(first[control])
-            lines.append(f"| {control.replace('_', ' ')} | | " + " | ".join(told) + " | | | |")
+            lines.append(f"| {control.replace('_', ' ')} | | " + " | ".join(told) + " | | | | |")
+        lines += [line for line in (power(rows), drowned(rows)) if line]
     TABLE.write_text("\n".join(lines) + "\n")
+
+
+def power(rows: list[dict[str, Any]]) -> str:
+    """Say which attacks did not find their own control in any of these audits."""
+    names = [f"{attack} of {side}" for attack in rows[0]["membership"] for side in SIDES]
+    blind = [one for one in names if all(one in row["verdict"].get("blind", ()) for row in rows)]
+    seen = [one for one in names if not any(one in row["verdict"].get("blind", ()) for row in rows)]
+    return (
+        f"\nThe positive control is found by {', '.join(seen)}; that {', '.join(blind)} find "
+        "nothing says nothing, for they do not find their control beyond an area of "
+        f"{POSITIVE:g} either."
+    )
+
+
+def drowned(rows: list[dict[str, Any]]) -> str:
+    """Say which private sketches the command would refuse, for their noise drowns a class."""
+    told = [
+        f"{row['noise']:.2f} of the longest mean there is at {row['start'].split(', ')[1]}"
+        + ", which `medistill sketch` refuses" * (row["noise"] > HOPELESS)
+        for row in rows
+        if "noise" in row
+    ]
+    return f"\n{NOISE.format('; '.join(told))}" if told else ""
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -209,8 +263,9 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["start"] or "real",
         *curves(row["membership"]),
         f"{copied['exact']} of {copied['images']}",
+        ", ".join(str(one["suspects"]) for one in row["copies"]),
         led,
-        "; ".join(told) or "none found",
+        "; ".join(told) or "none found by attacks that see their control",
     ]
 
 
@@ -218,7 +273,7 @@ def curves(found: dict[str, Any]) -> list[str]:
     """Return all attacks on both kinds of images."""
     told = []
     for attack in ("lira", "rmia", "set"):
-        for side in ("natural", "canaries"):
+        for side in SIDES:
             one = found[attack][side]
             at = one["found"][-1]
             share = f"{100 * at['tpr']:.1f} [{100 * at['low']:.1f}, {100 * at['high']:.1f}]"

@@ -39,7 +39,7 @@ HERE = Here()
 
 
 class Signal(NamedTuple):
-    """One class: its units, and how large the noise of its mean is beside the mean at most."""
+    """One class: its units, and the noise of its mean as a share of the longest mean there is."""
 
     name: str
     units: float
@@ -212,7 +212,8 @@ def private_sketch(
     `Sketch`, cut toward 0 to whole numbers of 1 / GRID and to length sqrt(networks + COUNT^2);
     released: sum_p v_p + discrete Gaussian, once, after it was noted in the ledger. Nothing of the
     sum without noise is kept, and no seed could draw the noise again. Whether the noise leaves
-    something to see is not asked here, for the answer depends on the data: see `plan`.
+    something to see, and delta is less than one in the number of units, is not asked here, for the
+    answers depend on the data: see `plan`.
     Source: one-shot noisy moments with the exact calibration of Balle and Wang (arXiv 1805.06530);
     the proof stands in docs/privacy.md.
     Raises: UsageError when something is private that must be public (see `check`), or it would be

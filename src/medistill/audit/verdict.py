@@ -3,7 +3,7 @@
 from ..records import Json
 from .curves import RATES
 
-FORMAT = "medistill audit 3"
+FORMAT = "medistill audit 4"
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
 RATE = RATES[-1]

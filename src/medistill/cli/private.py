@@ -80,8 +80,9 @@ def released(
     if about.hopeless and not asked.accept_noise:
         worst = max(about.signals, key=lambda one: one.noise)
         raise RunRefused(
-            f"found noise of {worst.noise:.1f} times the mean of class {worst.name} at epsilon "
-            f"{asked.epsilon:g}; expected {HOPELESS:g} at most: {about.advice}; or --accept-noise"
+            f"found noise of {worst.noise:.1f} times the longest mean of class {worst.name} that "
+            f"there could be, at epsilon {asked.epsilon:g}; expected {HOPELESS:g} at most: "
+            f"{about.advice}; or --accept-noise"
         )
     ledger = Ledger(asked.ledger or ledger_file(), asked.limit)
     made = private_sketch(real, spec, ledger, **asked.budget, compute=compute, engine=engine)
@@ -134,7 +135,7 @@ def plan_text(plan: "Plan") -> str:
     lines = [guarantee_text(plan_record(plan))]
     wide = max(len(one.name) for one in plan.signals)
     for one in plan.signals:
-        share = f"noise {100 * one.noise:.0f}% of the mean at most"
+        share = f"noise {100 * one.noise:.0f}% of the mean, or more"
         lines.append(f"{one.name:<{wide}}  {one.units:>8.0f} {held.unit}s  {share}")
     if plan.advice:
         lines.append(plan.advice)
