@@ -209,7 +209,7 @@ def table() -> None:
             "set",
             "set, canaries",
             "equal to a real image",
-            "too near to one: pixels, features",
+            "near copies: pixels, features",
             "lead back to their start",
             "verdict",
         )
@@ -229,10 +229,13 @@ def table() -> None:
 
 
 def power(rows: list[dict[str, Any]]) -> str:
-    """Say which attacks did not find their own control in any of these audits."""
+    """Say which attacks did not find their own control in some of these audits."""
+    rows = [row for row in rows if row.get("format") == AUDIT]
+    if not rows:
+        return ""
     names = [f"{attack} of {side}" for attack in rows[0]["membership"] for side in SIDES]
-    blind = [one for one in names if all(one in row["verdict"].get("blind", ()) for row in rows)]
-    seen = [one for one in names if not any(one in row["verdict"].get("blind", ()) for row in rows)]
+    blind = [one for one in names if any(one in row["verdict"]["blind"] for row in rows)]
+    seen = [one for one in names if one not in blind]
     return (
         f"\nThe positive control is found by {', '.join(seen)}; that {', '.join(blind)} find "
         "nothing says nothing, for they do not find their control beyond an area of "
@@ -263,7 +266,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["start"] or "real",
         *curves(row["membership"]),
         f"{copied['exact']} of {copied['images']}",
-        ", ".join(str(one["suspects"]) for one in row["copies"]),
+        ", ".join(str(one["suspects"] * one["failed"]) for one in row["copies"]),
         led,
         "; ".join(told) or "none found by attacks that see their control",
     ]

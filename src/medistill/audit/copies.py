@@ -1,9 +1,9 @@
-"""The copy check: does a synthetic image lie nearer to a real one than real ones to each other?"""
+"""The copy check: do synthetic images come nearer to one real image than held-out ones do?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,18 @@ from ..rng import Rng
 from ..sets import RealSet, SyntheticSet
 
 SAMPLE = 1000  # held-out images that serve as yardstick, at most
-SHARES = (0.01, 0.05, 0.25, 0.5)  # of held-out images below a yardstick
+Measure = Literal["distance", "relative"]
+# Measures, and shares of held-out images below a yardstick.
+YARDSTICKS: tuple[tuple[Measure, float], ...] = (
+    ("distance", 0.01),
+    ("relative", 0.01),
+    ("relative", 0.05),
+    ("relative", 0.25),
+    ("relative", 0.5),
+)
 NEAREST = 50  # members whose mean distance tells how near is near
 FAILS = 0.005  # of two views together: once in a hundred audits
+READ = 64  # rows whose differences to their nearest are taken at once
 SAME = 1e-3  # of the median distance between images: that is the same image, stored anew
 See = Callable[[Tensor], Tensor]
 FEATURES = ConvNet(depth=3, width=64)
@@ -28,7 +37,7 @@ FEATURES = ConvNet(depth=3, width=64)
 class Pair:
     """A synthetic image (or a tile of one) beside the real image that lies nearest to it.
 
-    `distance` is a share of the mean distance to the nearest 50.
+    `distance` is relative: a share of the mean distance to the nearest 50.
     """
 
     synthetic: int
@@ -40,17 +49,17 @@ class Pair:
 class Copies:
     """What one view found: a check that can fail, and proves nothing where it does not.
 
-    Of `others` held-out images, which are no copies, `below` come as near to their nearest member
-    as `yardstick` or nearer: synthetic images that do are `suspects`. `p_value` is how often as
-    many would if synthetic images were held-out ones; of yardsticks that 1, 5, 25 and 50 in a
-    hundred held-out images are below, the one that says most counts, four times its p-value.
-    `exact` counts those that are a member to rounding.
+    `suspects` are the synthetic images that come nearer to a member than the nearest `share` of
+    held-out images, which are no copies, by distance or by relative distance (`measure`).
+    `p_value` is how often as many would if synthetic images were held-out ones. Of the nearest
+    hundredth by distance, and the nearest 1, 5, 25 and 50 in a hundred by relative distance, the
+    yardstick that says most counts, five times its p-value. `exact` counts those that are a member
+    to rounding.
     """
 
     view: str
-    yardstick: float
-    below: int
-    others: int
+    measure: Measure
+    share: float
     suspects: int
     p_value: float
     exact: int
@@ -68,8 +77,9 @@ def copies(
 ) -> list[Copies]:
     """Compare a set with the images it was made from, as pixels and as features.
 
-    How near an image x comes is d(x, m_1) / mean over k <= 50 of d(x, m_k), m_k its k-th nearest
-    member: a blurred image is near to all of them, a copy to one. Real images are weighed alike.
+    The relative distance of an image x is d(x, m_1) / mean over k <= 50 of d(x, m_k), m_k its k-th
+    nearest member: a blurred image is near to all of them, a copy to one. The distance itself sees
+    copies of what has many near equals, as a slice among slices.
     Source: Carlini et al. 2023 (arXiv 2301.13188), section 5, whose threshold is 0.5; here held-out
     images tell what is usual, for many a public set has a patient in several splits.
     Every tile of an image that holds several is looked at, beside real images that were shrunken to
@@ -105,7 +115,7 @@ def _as_tiles(images: Tensor, factor: int) -> Tensor:
 
 def nearest_members(images: Tensor, members: RealSet) -> Tensor:
     """Return which member lies nearest to each normalized image, as pixels. Shapes: int64 [n]."""
-    return _nearest([_plain(images)], members, _plain).member
+    return _nearest([_plain(images)], members, _plain)[0].member
 
 
 def _plain(images: Tensor) -> Tensor:
@@ -131,28 +141,24 @@ def _compare(
     held = [
         torch.cat([way(others.normalized(part)) for part in parts]) for way in (shown, mirrored)
     ]
-    rows = [see(made), see(made.flip(-1)), *held]
-    near = [part.split([len(one) for one in rows]) for part in _nearest(rows, members, shown)]
-    found, mirror, usual, other = (Near(*parts) for parts in zip(*near, strict=True))
-    found, usual = _nearer(found, mirror), _nearer(usual, other)
+    sides = _nearest([see(made), see(made.flip(-1)), *held], members, shown)
+    found, usual = _nearer(*sides[:2]), _nearer(*sides[2:])
     exact = int((found.distance < SAME * max(float(usual.distance.median()), 1e-12)).sum())
-    order = found.share.argsort()
-    pairs = tuple(Pair(int(i), int(found.member[i]), float(found.share[i])) for i in order.tolist())
-    weighed = weigh(found.share, usual.share)
-    return Copies(view, *weighed[:2], len(others), *weighed[2:], exact, len(made), pairs)
+    by = found.relative
+    pairs = (Pair(i, int(found.member[i]), float(by[i])) for i in by.argsort().tolist())
+    return Copies(view, *weigh(found, usual), exact, len(made), tuple(pairs))
 
 
-def weigh(made: Tensor, others: Tensor) -> tuple[float, int, int, float]:
-    """Return the yardstick that says most, the others and images below it, and the p-value."""
-    held = others.sort().values
+def weigh(made: "Near", others: "Near") -> tuple[Measure, float, int, float]:
+    """Return the yardstick that says most, how many images are below it, and the p-value."""
     told = []
-    for share in SHARES:
+    for measure, share in YARDSTICKS:
+        found, held = getattr(made, measure), getattr(others, measure).sort().values
         place = max(1, round(share * len(held)))
-        suspects = int((made < held[place - 1]).sum())
-        chance = chance_of(suspects, len(made), place, len(held))
-        told.append((min(1.0, len(SHARES) * chance), place, suspects))
-    p_value, place, suspects = min(told)
-    return float(held[place - 1]), place, suspects, p_value
+        suspects = int((found < held[place - 1]).sum())
+        chance = chance_of(suspects, len(found), place, len(held))
+        told.append((measure, share, suspects, min(1.0, len(YARDSTICKS) * chance)))
+    return min(told, key=lambda one: one[-1])
 
 
 def chance_of(suspects: int, images: int, place: int, others: int) -> float:
@@ -174,11 +180,11 @@ def chance_of(suspects: int, images: int, place: int, others: int) -> float:
 
 
 class Near(NamedTuple):
-    """Distances to the nearest member [n], which one it is, and what share of the usual that is."""
+    """Distances to the nearest member [n], which one it is, and the distances beside the usual."""
 
     distance: Tensor
     member: Tensor
-    share: Tensor
+    relative: Tensor
 
 
 def _nearer(plain: Near, mirror: Near) -> Near:
@@ -187,21 +193,25 @@ def _nearer(plain: Near, mirror: Near) -> Near:
     return Near(*(torch.where(turned, b, a) for a, b in zip(plain, mirror, strict=True)))
 
 
-def _nearest(given: Sequence[Tensor], members: RealSet, see: See) -> Near:
-    """Return how near each row comes to its nearest member; these are read once, in pieces."""
-    rows = torch.cat(list(given))
-    best = torch.full((len(rows),), torch.inf)
-    place = torch.zeros(len(rows), dtype=torch.int64)
-    nearest = torch.empty(len(rows), 0)
+def _nearest(sides: Sequence[Tensor], members: RealSet, see: See) -> list[Near]:
+    """Return how near the rows of each side come to their nearest member; these are read once."""
+    best = [torch.full((len(rows),), torch.inf) for rows in sides]
+    place = [torch.zeros(len(rows), dtype=torch.int64) for rows in sides]
+    usual = [torch.empty(len(rows), 0) for rows in sides]
     for part in torch.arange(len(members)).split(read_size(members)):
         seen = see(members.normalized(part))
-        distances = torch.cdist(rows, seen)
-        index = distances.argmin(1)
-        # Products find the nearest, and differences say how near: products lose small distances.
-        values = (rows - seen[index]).norm(dim=1)
-        better = values < best
-        best = torch.where(better, values, best)
-        place = torch.where(better, part[index], place)
-        nearest = torch.cat([nearest, distances], 1)
-        nearest = nearest.topk(min(NEAREST, nearest.shape[1]), largest=False, sorted=False).values
-    return Near(best, place, best / nearest.mean(1).clamp_min(1e-12))
+        for n, rows in enumerate(sides):
+            distances = torch.cdist(rows, seen)
+            index = distances.argmin(1)
+            # Products find the nearest, and differences say how near: products lose small ones.
+            pieces = zip(rows.split(READ), index.split(READ), strict=True)
+            values = torch.cat([(few - seen[which]).norm(dim=1) for few, which in pieces])
+            nearer = values < best[n]
+            best[n] = torch.where(nearer, values, best[n])
+            place[n] = torch.where(nearer, part[index], place[n])
+            near = torch.cat([usual[n], distances], 1)
+            usual[n] = near.topk(min(NEAREST, near.shape[1]), largest=False).values
+    # A mean of distances is no less than the least, however products are rounded.
+    means = [near.mean(1).maximum(one) for near, one in zip(usual, best, strict=True)]
+    relative = [one / mean.clamp_min(1e-12) for one, mean in zip(best, means, strict=True)]
+    return [Near(*parts) for parts in zip(best, place, relative, strict=True)]

@@ -101,8 +101,9 @@ def _text(record: "Json", run: Path) -> str:
     lines = [f"{fact['kind']}: {fact['text']}" for fact in record["facts"]]
     for one in record["copies"]:
         lines.append(
-            f"copies ({one['view']}): {one['exact']} exact, {one['suspects']} nearer than held-out "
-            f"images come (p = {one['p_value']:.2g}){': FAILED' if one['failed'] else ''}"
+            f"copies ({one['view']}): {one['exact']} of {one['images']} exact, {one['suspects']} "
+            f"nearer to one than {100 - 100 * one['share']:g}% of held-out images come "
+            f"(p = {one['p_value']:.2g}){': FAILED' if one['failed'] else ''}"
         )
     if "reconstruction" in record:
         one = record["reconstruction"]

@@ -251,10 +251,7 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) ->
             kept = ("lower", "claimed", "delta", "level")
             told["one_run"] = {name: audit["one_run"][name] for name in kept}
         told["left_out"] = [one.partition(":")[0] for one in audit["left_out"]]
-        told["copies"] = [
-            _without(one, "nearest", "yardstick", "below", "others", "p_value")
-            for one in audit["copies"]
-        ]
+        told["copies"] = [_without(one, "nearest", "p_value") for one in audit["copies"]]
         told["attributes"] = [
             {"name": one["name"], "better": one["low"] > 0} for one in audit["attributes"]
         ]

@@ -14,7 +14,8 @@ def tried(audit: Json, *, outside: bool) -> Section:
     rows: list[tuple[str, ...]] = []
     for one in audit["copies"]:
         said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
-        what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} near"
+        what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} come "
+        what += f"nearer to one than {100 - 100 * one['share']:g}% of held-out images do"
         rows.append((f"copies ({one['view']})", what, said))
     if "reconstruction" in audit:
         one = audit["reconstruction"]
