@@ -153,8 +153,7 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
 
 def noise_of_smallest(real: RealSet, epsilon: float) -> float:
     """Return the noise of the smallest class's mean, as a share of the longest there is."""
-    asked: dict[str, Any] = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
-    about = plan(public(real), spec_of_private(), classes=real.card.classes, **asked)
+    about = plan(public(real), spec_of_private(), **asked(real, epsilon))
     return max(one.noise for one in about.signals)
 
 
@@ -163,13 +162,16 @@ def spec_of_private() -> SketchSpec:
     return SketchSpec(to_spec(STUDENT), to_record(Augmentation()), **PRIVATE)
 
 
+def asked(real: RealSet, epsilon: float) -> dict[str, Any]:
+    """Return what a release is asked for."""
+    return {"epsilon": epsilon, "delta": DELTA, "unit": "image", "classes": real.card.classes}
+
+
 def private(splits: Splits, epsilon: float, place: Path) -> tuple[Method, Task]:
     """Return what distills a private sketch: each image is a unit, no image left in reach."""
-    real = public(splits.train)
-    spec = spec_of_private()
-    asked: dict[str, Any] = {"epsilon": epsilon, "delta": DELTA, "unit": "image"}
-    ledger = Ledger(place / "ledger.json")
-    held = private_sketch(real, spec, ledger, classes=real.card.classes, **asked, compute=COMPUTE)
+    real, ledger = public(splits.train), Ledger(place / "ledger.json")
+    given = asked(real, epsilon)
+    held = private_sketch(real, spec_of_private(), ledger, **given, compute=COMPUTE)
     method = FromSketch(start="noise", **PRIVATE)
     budget = Budget(ipc=IPC)
     return method, Task(held.without_images(), budget, STUDENT, compute=COMPUTE, sketch=held)

@@ -72,6 +72,14 @@ class Copies:
         return self.exact > 0 or self.p_value < FAILS
 
 
+class Near(NamedTuple):
+    """Distances to the nearest member [n], which one it is, and the distances beside the usual."""
+
+    distance: Tensor
+    member: Tensor
+    relative: Tensor
+
+
 def copies(
     synthetic: SyntheticSet, members: RealSet, others: RealSet, *, seed: int = 0
 ) -> list[Copies]:
@@ -149,7 +157,7 @@ def _compare(
     return Copies(view, *weigh(found, usual), exact, len(made), tuple(pairs))
 
 
-def weigh(made: "Near", others: "Near") -> tuple[Measure, float, int, float]:
+def weigh(made: Near, others: Near) -> tuple[Measure, float, int, float]:
     """Return the yardstick that says most, how many images are below it, and the p-value."""
     told = []
     for measure, share in YARDSTICKS:
@@ -177,14 +185,6 @@ def chance_of(suspects: int, images: int, place: int, others: int) -> float:
         return 1.0
     first = suspects + place - 1
     return float(hypergeom.sf(suspects - 1, images + others, images, first))
-
-
-class Near(NamedTuple):
-    """Distances to the nearest member [n], which one it is, and the distances beside the usual."""
-
-    distance: Tensor
-    member: Tensor
-    relative: Tensor
 
 
 def _nearer(plain: Near, mirror: Near) -> Near:
