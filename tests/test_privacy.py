@@ -242,6 +242,9 @@ def test_leaving_any_patient_out_moves_the_sum_by_the_bound_at_most() -> None:
         ("convnet-3-7", (18, 18), KINDS),
         ("convnet-2-5", (30, 30), KINDS),
         ("convnet-2-5", (9, 9, 9), KINDS),
+        ("convnet-2-5", (64, 64), KINDS),
+        ("convnet-2-5", (14, 14, 14), KINDS),
+        ("convnet-2-5", (28, 28, 28), KINDS[:1]),
         ("linear", (30, 30), ()),
         ("linear", (9, 9, 9), ()),
         ("mlp-13", (18, 18), KINDS),
@@ -254,9 +257,12 @@ def test_no_image_moves_the_last_bit_of_another(
     backbone: str, shape: tuple[int, ...], kinds: tuple[Kind, ...], precision: Any
 ) -> None:
     """Widths that leave a rest of vector lanes round an image by its place among others."""
-    real = load(f"phantom:n=140,size={math.isqrt(math.prod(shape))},classes=2").train
+    few = math.prod(shape) > 900
+    size = math.ceil(math.sqrt(math.prod(shape)))
+    real = load(f"phantom:n={50 if few else 140},size={size},classes=2").train
     card = dataclasses.replace(normalized_by(real.card, [0.5], [0.25]), shape=shape)
-    real = dataclasses.replace(real, images=real.images.view(-1, 1, *shape), card=card)
+    pixels = real.images.flatten(1)[:, : math.prod(shape)]
+    real = dataclasses.replace(real, images=pixels.reshape(-1, 1, *shape), card=card)
     augmentation = to_record(Augmentation(kinds=kinds))
     spec = SketchSpec(to_spec(read_backbone(backbone)), augmentation, 2, 8)
     held = spreads(real.card, spec)
@@ -272,21 +278,76 @@ def test_no_image_moves_the_last_bit_of_another(
     assert torch.equal(vectors(real.take(order)), whole[order])
 
 
-def test_ten_thousand_random_and_adversarial_images_keep_to_the_bound() -> None:
-    n, card = 10_000, normalized_by(patients(3).card, [0.5], [0.25])
+@pytest.mark.parametrize("shape", [(18, 18), (9, 9, 9)])
+def test_nor_where_threads_share_a_block(shape: tuple[int, ...]) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        test_no_image_moves_the_last_bit_of_another("convnet-3-7", shape, KINDS, "float32")
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "source", ["vary:({});size=5;resolution=3;contrast=0.7", "combine:(phantom:n=40,size=17),({})"]
+)
+def test_no_image_moves_the_pixels_of_another_where_all_are_resized(
+    source: str, tmp_path: Path
+) -> None:
+    pixels = Rng(0).at("pixels")
+    for n in range(300):  # more than are resized at once
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        noise(tmp_path / "ab"[n % 2] / f"{n:03}.png", pixels)
+
+    def held() -> list[bytes]:
+        found = load(source.format(f"folder:{tmp_path};channels=1;deal=each"))
+        return sorted(image.numpy().tobytes() for part in found for image in part.images)
+
+    before = held()
+    (tmp_path / "a" / "000.png").unlink()
+    after = held()
+    assert len(before) - len(after) == len(set(before) - set(after)) == 1
+    assert set(after) <= set(before)
+
+
+def test_ten_thousand_random_and_adversarial_units_keep_to_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from medistill.probes import Probe
+
+    honest = Probe.of_images
+    faults = torch.tensor([3.0, -1e30, math.nan, math.inf, -math.inf])
+
+    def wild(self: Probe, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """Say what no network of sound weights would, of half of the images."""
+        found = honest(self, images, *rest)
+        kind = (images.flatten(1).sum(1).abs() * 64).long() % 10
+        return torch.where((kind < 5)[:, None], faults[kind % 5, None], found)
+
+    monkeypatch.setattr(Probe, "of_images", wild)
+    n, card = 15_000, normalized_by(patients(3).card, [0.5], [0.25])
     card = dataclasses.replace(card, shape=(8, 8))
-    images = torch.randint(256, (n, 1, 8, 8), generator=Rng(0).at("pixels")).to(torch.uint8)
+    drawn = Rng(0).at("images and units")
+    images = torch.randint(256, (n, 1, 8, 8), generator=drawn).to(torch.uint8)
     images[:100] = 255 * (torch.arange(100) % 2).view(-1, 1, 1, 1)
     images[100:200] = images[200:201]  # one image many times
-    units = torch.randint(6_000, (n,), generator=Rng(0).at("units"))
+    units = torch.cat([torch.arange(10_000), torch.randint(9_000, (5_000,), generator=drawn)])
     real = RealSet(images, torch.arange(n) % 3, card, units)
     spec = SketchSpec(to_spec(ConvNet(1, 4)), SPEC.augmentation, 1, 4)
     held = all_spreads(spec, card)
     found = unit_vectors(real, units, spec, held)
     limit = math.floor(bound_of(spec.networks) * GRID) ** 2
-    assert int(found.flatten(1).square().sum(1).max()) <= limit  # below 2^63: no overflow
+    lengths = found.flatten(1).square().sum(1)
+    assert len(lengths) == 10_000
+    assert int(lengths.max()) <= limit  # below 2^63: no overflow
+    assert int(lengths.max()) > 0.99 * limit
+    monkeypatch.setattr(module, "clipped", lambda vectors, bound: vectors)
+    free = unit_vectors(real, units, spec, held).flatten(1).square().sum(1)
+    assert int((free > limit).sum()) > 1000  # which the clip brought back
+    monkeypatch.undo()
+    found = unit_vectors(real, units, spec, held)
     for draw in range(5):
-        left = torch.rand(6_000, generator=Rng(draw).at("left")) < (0.5, 0.99, 0.9999)[draw % 3]
+        left = torch.rand(10_000, generator=Rng(draw).at("left")) < (0.5, 0.99, 0.9999)[draw % 3]
         kept = left[units].nonzero().flatten()
         rest = unit_vectors(real.take(kept), units[kept], spec, held)
         names = units.unique()
@@ -424,6 +485,19 @@ def test_almost_no_noise_gives_the_plain_sketch(tmp_path: Path) -> None:
     wanted = sketch(alone, SPEC)
     assert torch.equal(found.counts, wanted.counts)
     assert torch.allclose(found.means(), wanted.means(), atol=1e-4)
+
+
+def test_a_release_for_an_audit_passes_for_none(tmp_path: Path) -> None:
+    """It draws noise again for sums that were released, and has no receipt to show."""
+    real = patients(40)
+    assert real.groups is not None
+    made = released_of(real, tmp_path, epsilon=20.0)
+    assert made.privacy is not None
+    assert made.privacy.receipts
+    again = module.audited_release(real, real.groups, SPEC, made.privacy)
+    again.save(tmp_path / "again.sketch")
+    with pytest.raises(DataError, match="without its releases"):
+        Sketch.load(tmp_path / "again.sketch")
 
 
 def test_a_private_sketch_says_what_it_promises_and_nothing_of_the_data(tmp_path: Path) -> None:
@@ -608,6 +682,8 @@ def test_the_command_line_releases_once_and_keeps_count(
     assert not list(tmp_path.iterdir())
     noisy = run("--out", "n.sketch", "--epsilon", "0.1", *public, "--accept-noise", "--ledger", "n")
     assert noisy.exit_code == 0, noisy.output
+    assert "warning: the noise is " in noisy.stdout
+    assert "noise would be moderate with --epsilon" in noisy.stdout
     (tmp_path / "n.sketch").unlink()
     made = run("--out", "a.sketch", "--epsilon", "30", *public, "--json")
     assert made.exit_code == 0, made.output
@@ -618,6 +694,7 @@ def test_the_command_line_releases_once_and_keeps_count(
     assert not {"classes", "advice", "hopeless"} & set(record)  # sizes of classes stay
     again = run("--out", "b.sketch", "--epsilon", "30", *public)
     assert "finds a member" in again.stdout
+    assert "warning" not in again.stdout
     assert "all releases of this name or of these very data: epsilon" in again.stdout
     assert Sketch.load(tmp_path / "a.sketch").sums.ne(Sketch.load(tmp_path / "b.sketch").sums).any()
     full = run("--out", "c.sketch", "--epsilon", "30", *public, "--limit", "45")
@@ -879,6 +956,13 @@ def test_dp_merf_steps_in_bfloat16_as_in_float32_but_for_rounding() -> None:
         moved.append(torch.cat([value.flatten() for value in firsts]))
     assert 0 < abs(losses[0] - losses[1]) < 1e-3 * losses[0]
     assert float(torch.cosine_similarity(moved[0], moved[1], dim=0)) > 0.999
+
+
+def test_dp_merf_stops_where_its_generator_can_learn_no_more() -> None:
+    real = load("phantom:n=60,size=16").train
+    method = DPMERF(frequencies=16, batch=8, hidden=12, lr=50.0)
+    with pytest.raises(RunRefused, match=r"no gradient at step [2-9]: .*lower --lr \(now 50\)"):
+        distill(method, Task(real, Budget(ipc=2), SMALL), seed=0)
 
 
 def test_dp_merf_learns_from_a_private_sketch_and_says_that_no_pixel_is_real(

@@ -247,13 +247,14 @@ def audited_release(
 ) -> Sketch:
     """Return the sketch that one release of the units' sum gives; all but the noise is public.
 
-    For audits, whose releases nobody sees: no ledger is asked here. Noisy counts are rounded, and
-    no less than 1; the digest of the data is left out.
+    For audits, whose releases nobody sees: no ledger is asked here, so that there is no receipt and
+    nobody loads such a sketch. Noisy counts are rounded, and no less than 1; the digest of the data
+    is left out.
     """
     _check_bounded(spec)
     spreads = all_spreads(spec, real.card)
     clean = Clean(unit_sums(real, units, spec, spreads, compute, engine), promise.bound)
-    return _noisy(clean, real.card, spec, spreads, promise)
+    return _noisy(clean, real.card, spec, spreads, replace(promise, receipts=()))
 
 
 def _noisy(

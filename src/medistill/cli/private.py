@@ -74,11 +74,11 @@ def released(
     """
     from ..errors import RunRefused
     from ..ledger import Ledger, ledger_file
-    from ..private_sketch import HOPELESS, private_sketch
+    from ..private_sketch import CLEAR, HOPELESS, private_sketch
 
     about = plan_of(real, spec, asked)
+    worst = max(about.signals, key=lambda one: one.noise)
     if about.hopeless and not asked.accept_noise:
-        worst = max(about.signals, key=lambda one: one.noise)
         raise RunRefused(
             f"found noise of {worst.noise:.1f} times the longest mean of class {worst.name} that "
             f"there could be, at epsilon {asked.epsilon:g}; expected {HOPELESS:g} at most: "
@@ -94,6 +94,12 @@ def released(
         f"{guarantee_text(record)}\nall releases of this name or of these very data: epsilon "
         f"{together:.2f} at delta {delta:g}, noted in {ledger.path}"
     )
+    if worst.noise > CLEAR:
+        text += (
+            f"\nwarning: the noise is {worst.noise:.1f} times the longest mean of class "
+            f"{worst.name} that there could be, and students may never name it: {about.advice} "
+            "(this line is not private: keep it)"
+        )
     return made, text, record
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..backbones import Linear, channels_last, refresh, to_spec
+from ..errors import RunRefused
 from ..optim import adam_
 from ..pixels import normalize
 from ..probes import SketchSpec, probe
@@ -98,6 +99,7 @@ class DPMERF(Sketched):
     paper replaces one of a known number; frequencies are scaled to noise images (the paper's length
     for MNIST, sqrt(105), is scale 0.97 here); a set has `ipc` images, the paper samples 60,000.
     With bfloat16 generated pixels, frequencies and phases are rounded, on the way back too.
+    Raises: RunRefused at a step when no gradient is left, since all pixels are at 0 or 1.
     """
 
     iterations: int = 1200
@@ -156,6 +158,12 @@ class DPMERF(Sketched):
         means = torch.stack([part.mean(0) for part in seen.split(each)])
         loss = (means - target).square().sum()
         gradients = torch.autograd.grad(loss, [own[name] for name in names])
+        if not any(bool(gradient.any()) for gradient in gradients):
+            raise RunRefused(
+                f"found no gradient at step {step + 1}: all generated pixels are at 0 or 1 and "
+                f"would stay there; expected some between: lower --lr (now {self.lr:g}), or take "
+                "another method"
+            )
         made = dict(state)
         lr = self.lr * self.decay ** (step // EPOCH)
         for name, gradient in zip(names, gradients, strict=True):

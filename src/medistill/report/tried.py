@@ -7,6 +7,7 @@ from ..records import Json
 from .blocks import Section, Table
 
 RATE, RARE = 0.01, 0.001
+VIEWS = {"features": "features of a random network"}
 
 
 def tried(audit: Json, *, outside: bool) -> Section:
@@ -16,7 +17,7 @@ def tried(audit: Json, *, outside: bool) -> Section:
         said = "FAILED" if one["failed"] else "no copy found, which proves nothing"
         what = f"{one['exact']} of {one['images']} equal a training image; {one['suspects']} come "
         what += f"nearer to one than {100 - 100 * one['share']:g}% of held-out images do"
-        rows.append((f"copies ({one['view']})", what, said))
+        rows.append((f"copies ({VIEWS.get(one['view'], one['view'])})", what, said))
     if "reconstruction" in audit:
         one = audit["reconstruction"]
         what = (
