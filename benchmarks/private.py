@@ -389,23 +389,21 @@ def where_made(found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
 
 def which(some: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """Name sets and methods of releases, and how many of each."""
-    told = []
-    for name, method in sorted({(row["set"], row["method"]) for row in some}):
-        count, of = (
-            len(
-                {
-                    (row["epsilon"], row["seed"])
-                    for row in part
-                    if row["epsilon"]
-                    and row["ipc"]
-                    and (row["set"], row["method"]) == (name, method)
-                    and "refused" not in row
-                }
-            )
-            for part in (some, rows)
-        )
+    parts, told = [releases(some), releases(rows)], []
+    for name, method in sorted({one[:2] for one in parts[0]}):
+        count, of = (sum(one[:2] == (name, method) for one in part) for part in parts)
         told.append(f"{name} by {method} ({'all' if count == of else f'{count} of {of}'})")
     return ", ".join(told)
+
+
+def releases(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    """Return what was released with noise: set, method, epsilon and seed."""
+    keys = ("set", "method", "epsilon", "seed")
+    return {
+        tuple(row[key] for key in keys)
+        for row in rows
+        if row["epsilon"] and row["ipc"] and "refused" not in row
+    }
 
 
 def gpu_text(rows: list[dict[str, Any]]) -> str:
