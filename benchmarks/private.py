@@ -11,8 +11,7 @@ the test split is all that is read of it. DP-SGD (Opacus, extra dp) trains the s
 training split itself, with batches of 256 drawn by Poisson sampling, clip 1 and 15 epochs. `wide`
 is the sketch at length and `random-wide` its baseline: ConvNets of width 64 for sketch and
 students, 16 networks, 1,024 frequencies, 1,200 steps, on CIFAR-10 at ten per class, epsilon 1 and
-without noise. `dp_merf-slow` has a hundredth of DP-MERF's rate, for where its own leaves no
-gradient. Rows go to results/private.jsonl.
+without noise. Rows go to results/private.jsonl.
 """
 
 import argparse
@@ -68,12 +67,7 @@ BUDGETS = (1, 10, 50)
 SEEDS = 3
 DELTA = 1e-5
 STUDENT, WIDE = ConvNet(width=32), ConvNet(width=64)
-AT: dict[str, dict[tuple[str, float | None], tuple[int, ...]]] = {  # set, epsilon: budgets
-    "wide": {("cifar10", 1.0): (10,), ("cifar10", None): (10,)},
-    "random-wide": {("cifar10", None): (10,)},
-    "dp_merf-slow": {("adrenalmnist3d", 1.0): BUDGETS, ("adrenalmnist3d", None): BUDGETS},
-}
-MERF = {"dp_merf": DPMERF(), "dp_merf-slow": DPMERF(lr=0.0001)}
+WIDE_AT = {("cifar10", 1.0): (10,), ("cifar10", None): (10,)}  # set, epsilon: budgets
 TRAINING: dict[str, Any] = {"steps": 300, "stop": 300, "batch": 128, "lr": 0.02}
 LENGTHS: dict[str, dict[str, Any]] = {
     "sketch": {"networks": 10, "frequencies": 128, "iterations": 400},
@@ -84,10 +78,9 @@ SAID = """Published: accuracy at epsilon 1 as arXiv 2508.01749 reports it, on CI
 never JPEG, ConvNet-3 of width 128, longer training. The released code of Dosser draws noise on the
 same sums in each step, which spends more than it says: read its rows as an upper estimate."""
 NOTES = {
-    "adrenalmnist3d": """Without images: all pixels of DP-MERF's generator are at 0 or 1 within few
+    "adrenalmnist3d": """No images: all pixels of DP-MERF's generator are at 0 or 1 within ten
 steps, no gradient leads back, and `distill` says so (rows have the step). Most of a volume is
-empty, so that empty ones have almost the mean that is asked for. `dp_merf-slow` has a hundredth of
-the rate.""",
+empty, so that empty ones have almost the mean that is asked for.""",
     "cifar10": SAID,
 }
 PUBLISHED = {
@@ -145,8 +138,8 @@ def missing(names: list[str], methods: list[str]) -> list[Job]:
             for method in methods:
                 for epsilon in (None,) if "random" in method else EPSILONS:
                     budgets = (0,) if method == "dp_sgd" else BUDGETS
-                    if method in AT:
-                        budgets = AT[method].get((name, epsilon), ())
+                    if "wide" in method:
+                        budgets = WIDE_AT.get((name, epsilon), ())
                     left = [i for i in budgets if (name, method, epsilon, i, seed) not in done]
                     if left:
                         jobs.append(Job(seed, name, method, epsilon, tuple(left)))
@@ -196,8 +189,8 @@ def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
     held = None
     if "random" not in method:
         way: Method = (
-            MERF[method]
-            if method in MERF
+            DPMERF()
+            if method == "dp_merf"
             else FromSketch(**LENGTHS[method], scale=1.0, layers="last")
         )
         spec = spec_of(method, splits)
@@ -218,7 +211,7 @@ def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
             arm = random_arm(made, splits)
         else:
             # A generator is the same for every budget: the largest set is drawn, and cut.
-            most = max(job.budgets) if method in MERF else ipc
+            most = max(job.budgets) if method == "dp_merf" else ipc
             card = held.without_images().to(device)
             own = Task(card, Budget(ipc=most), student, sketch=held, compute=compute)
             try:
@@ -227,8 +220,8 @@ def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
                 for left in job.budgets:
                     yield base | {"ipc": left, "failed": str(error)}
                 return
-            generated = made if method in MERF else None
-            made = first_of_each(made, ipc) if method in MERF else made
+            generated = made if method == "dp_merf" else None
+            made = first_of_each(made, ipc) if method == "dp_merf" else made
             arm = synthetic_arm(made, device)
         recipe = dataclasses.replace(made.recipe, **TRAINING)
         found, _ = arm_rows(arm, splits, recipe, student, seeds=[seed], rates=(), compute=compute)
@@ -252,8 +245,8 @@ def student_of(method: str) -> ConvNet:
 def spec_of(method: str, splits: Splits) -> SketchSpec:
     """Return what a method's release is made of."""
     augmentation = Augmentation() if splits.train.card.flips else Augmentation().without_flips()
-    if method in MERF:
-        return MERF[method].spec(Task(splits.train, Budget(ipc=1), STUDENT))
+    if method == "dp_merf":
+        return DPMERF().spec(Task(splits.train, Budget(ipc=1), STUDENT))
     looks = to_spec(student_of(method)), to_record(augmentation)
     length = {key: LENGTHS[method][key] for key in ("networks", "frequencies")}
     return SketchSpec(*looks, **length, scale=1.0, layers="last")
@@ -356,7 +349,7 @@ def table() -> None:
             + " |"
         )
         lines.append("|---" * (len(EPSILONS) + 2) + "|")
-        for method in ("random", "sketch", *MERF, "dp_sgd", "random-wide", "wide"):
+        for method in ("random", "sketch", "dp_merf", "dp_sgd", "random-wide", "wide"):
             for ipc in (0, *BUDGETS):
                 cells = [cell(found.get((name, method, e, ipc), [])) for e in EPSILONS]
                 if any(cells):
@@ -457,11 +450,12 @@ def cell(group: list[dict[str, Any]]) -> str:
         return ""
     if "refused" in group[0]:
         return "refused"
-    scored = [row for row in group if "failed" not in row]
-    few = f" ({len(scored or group)} of {SEEDS})" if len(scored or group) < SEEDS else ""
-    if not scored:
+    few = f" ({len(group)} of {SEEDS})" if len(group) < SEEDS else ""
+    failed = len([row for row in group if "failed" in row])
+    if failed == len(group):
         return f"no images{few}"
-    group = scored
+    few += f" ({failed} without images)" if failed else ""
+    group = [row for row in group if "failed" not in row]
     accuracy = score([row["accuracy"] for row in group])
     auc = score([row["auc"] for row in group])
     text = f"{100 * accuracy.mean:.1f}"
