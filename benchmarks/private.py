@@ -73,15 +73,19 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "sketch": {"networks": 10, "frequencies": 128, "iterations": 400},
     "wide": {"networks": 16, "frequencies": 1024, "iterations": 1200},
 }
+KNOWN = {"released_on", "refused", "failed"}  # of rows whose release, if any, was on a CPU
 CHANCE = {"mednist": 1 / 6, "cifar10": 1 / 10}  # balanced accuracy of one class for all; else 1/2
 SAID = """Published: accuracy at epsilon 1 as arXiv 2508.01749 reports it, on CIFAR-10 that was
 never JPEG, ConvNet-3 of width 128, longer training. The released code of Dosser draws noise on the
 same sums in each step, which spends more than it says: read its rows as an upper estimate."""
 NOTES = {
-    "adrenalmnist3d": """No images: all pixels of DP-MERF's generator are at 0 or 1 within ten
-steps, no gradient leads back, and `distill` says so (rows have the step). Most of a volume is
-empty, so that empty ones have almost the mean that is asked for.""",
-    "cifar10": SAID,
+    "adrenalmnist3d": """From 17 of 18 releases DP-MERF gives no images: within ten steps no
+gradient leads back, for the pixels of its generator are at 0 or 1, and `distill` says so (rows have the
+step). Most of a volume is empty, so that empty ones have almost the mean that is asked for. A lower
+rate was tried by hand, without noise: at a tenth the loss stays at that of empty volumes, at a
+hundredth it is still above that after 220 steps.""",
+    "cifar10": f"""{SAID} At epsilon 8 the first release of DP-MERF gave students at chance; a
+second with the same seed, which did not, is left out.""",
 }
 PUBLISHED = {
     "cifar10": {
@@ -217,6 +221,8 @@ def measured(job: Job, splits: Splits) -> Iterator[dict[str, Any]]:
             try:
                 made = generated or distill(way, own, seed=seed)
             except RunRefused as error:
+                if method != "dp_merf" or "no gradient" not in str(error):
+                    raise
                 for left in job.budgets:
                     yield base | {"ipc": left, "failed": str(error)}
                 return
@@ -326,10 +332,11 @@ def table() -> None:
         "its head says how rows are made. Test accuracy and AUC in percent, means over three "
         "releases with 95% intervals (one or two where that is said); delta 1e-5. Units are "
         "images: none of these sets names its patients, so nothing is promised to one who has "
-        "several. Settings are the same for all sets and every epsilon. Those of the sketch were "
-        "chosen on validation splits of PneumoniaMNIST, MedNIST and CIFAR-10 "
-        "(`results/sketch_tuning.jsonl`), which no epsilon here counts; BreastMNIST and "
-        "AdrenalMNIST3D took no part. Rate, clip and length of DP-SGD, and all of DP-MERF, were "
+        "several. Settings are the same for all sets and every epsilon. The sketch was developed "
+        "on validation splits of PneumoniaMNIST, MedNIST and CIFAR-10 "
+        "(`benchmarks/results/sketch_tuning.jsonl`), which no epsilon here counts; BreastMNIST and "
+        "AdrenalMNIST3D took no part. Its size here is smaller, for less noise. Rate, clip and "
+        "length of DP-SGD, and all of DP-MERF, were "
         "not tuned. DP-MERF is scored whatever its noise, also where the command "
         "would refuse it. An asterisk: students whose balanced accuracy is less than two points "
         "beyond chance, such as those that always name the largest class. Empty cells were not "
@@ -365,11 +372,7 @@ def table() -> None:
 def where_made(found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
     """Say of which sets a GPU made rows, and which releases the library would refuse today."""
     rows = [row for group in found.values() for row in group]
-    older = [
-        row
-        for row in rows
-        if row["epsilon"] and row["ipc"] and not {"released_on", "refused", "failed"} & set(row)
-    ]
+    older = [row for row in rows if row["epsilon"] and row["ipc"] and not KNOWN & set(row)]
     compiled = [row for row in older if row.get("device", "cpu") == "cpu"]
     said = (
         f" Releases of {which(compiled, rows)} are older than the refusal to compile one (rows "
@@ -406,7 +409,7 @@ def gpu_text(rows: list[dict[str, Any]]) -> str:
         return "Measured on CPUs."
     kinds = " and ".join(sorted({row["device"] for row in every}))
     text = f"Measured on CPUs, of {' and '.join(sorted({row['set'] for row in every}))} (also) on "
-    released = [row for row in every if row["epsilon"] and row["ipc"] and "released_on" not in row]
+    released = [row for row in every if row["epsilon"] and row["ipc"] and not KNOWN & set(row)]
     if not released:
         return f"{text}{kinds}."
     return (
@@ -431,16 +434,17 @@ def in_short(name: str, found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> s
     text = f"- {name}: "
     if refused:
         text += f"refused at epsilon {' and '.join(refused)}; "
-    least = 1.0 if name in PUBLISHED else held[0] if held else None
+    least = 1.0 if name in PUBLISHED and 1.0 in held else held[0] if held else None
     text += f"sketch {mean('sketch', least)} at epsilon {least:g}, " if least else "sketch "
     text += f"{mean('sketch', None)} without noise; random real images {mean('random', None)}"
     if least:
         text += f"; DP-MERF {mean('dp_merf', least)} and DP-SGD {mean('dp_sgd', least, 0)}"
         text += f" at epsilon {least:g}"
     for published, by in PUBLISHED.get(name, {}).items():
-        ahead = by[10] - 100 * score([row["accuracy"] for row in cells[1.0]]).mean
-        where = "above" if ahead > 0 else "below"
-        text += f"; {published} {by[10]}, {abs(ahead):.1f} points {where}"
+        text += f"; {published} {by[10]} at epsilon 1"
+        if least == 1.0:
+            ahead = by[10] - 100 * score([row["accuracy"] for row in cells[1.0]]).mean
+            text += f", {abs(ahead):.1f} points {'above' if ahead > 0 else 'below'} the sketch"
     return f"{text}."
 
 
@@ -454,7 +458,8 @@ def cell(group: list[dict[str, Any]]) -> str:
     failed = len([row for row in group if "failed" in row])
     if failed == len(group):
         return f"no images{few}"
-    few += f" ({failed} without images)" if failed else ""
+    if failed:
+        few = f" ({len(group) - failed} of {SEEDS}; {failed} without images)"
     group = [row for row in group if "failed" not in row]
     accuracy = score([row["accuracy"] for row in group])
     auc = score([row["auc"] for row in group])

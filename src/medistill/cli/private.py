@@ -75,6 +75,7 @@ def released(
     from ..errors import RunRefused
     from ..ledger import Ledger, ledger_file
     from ..private_sketch import CLEAR, HOPELESS, private_sketch
+    from ..progress import say
 
     about = plan_of(real, spec, asked)
     worst = max(about.signals, key=lambda one: one.noise)
@@ -95,10 +96,10 @@ def released(
         f"{together:.2f} at delta {delta:g}, noted in {ledger.path}"
     )
     if worst.noise > CLEAR:
-        text += (
-            f"\nwarning: the noise is {worst.noise:.1f} times the longest mean of class "
+        say(
+            f"warning: the noise is {worst.noise:.1f} times the longest mean of class "
             f"{worst.name} that there could be, and students may never name it: {about.advice} "
-            "(this line is not private: keep it)"
+            "(computed from true class sizes: do not publish this line)"
         )
     return made, text, record
 

@@ -99,7 +99,7 @@ class DPMERF(Sketched):
     paper replaces one of a known number; frequencies are scaled to noise images (the paper's length
     for MNIST, sqrt(105), is scale 0.97 here); a set has `ipc` images, the paper samples 60,000.
     With bfloat16 generated pixels, frequencies and phases are rounded, on the way back too.
-    Raises: RunRefused at a step when no gradient is left, since all pixels are at 0 or 1.
+    Raises: RunRefused at a step when no gradient is left, as where all pixels are at 0 or 1.
     """
 
     iterations: int = 1200
@@ -160,9 +160,8 @@ class DPMERF(Sketched):
         gradients = torch.autograd.grad(loss, [own[name] for name in names])
         if not any(bool(gradient.any()) for gradient in gradients):
             raise RunRefused(
-                f"found no gradient at step {step + 1}: all generated pixels are at 0 or 1 and "
-                f"would stay there; expected some between: lower --lr (now {self.lr:g}), or take "
-                "another method"
+                f"found no gradient at step {step + 1}, as where all generated pixels are at 0 or "
+                f"1; expected some: take another method, or try a lower --lr (now {self.lr:g})"
             )
         made = dict(state)
         lr = self.lr * self.decay ** (step // EPOCH)
