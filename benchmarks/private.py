@@ -80,10 +80,10 @@ never JPEG, ConvNet-3 of width 128, longer training. The released code of Dosser
 same sums in each step, which spends more than it says: read its rows as an upper estimate."""
 NOTES = {
     "adrenalmnist3d": """From 17 of 18 releases DP-MERF gives no images: within ten steps no
-gradient leads back, for the pixels of its generator are at 0 or 1, and `distill` says so
-(rows have the step). Most of a volume is empty, so that empty ones have almost the mean that is asked for. A lower
-rate was tried by hand, without noise: at a tenth the loss stays at that of empty volumes, at a
-hundredth it is still above that after 220 steps.""",
+gradient leads back, for the pixels of its generator are at 0 or 1, and `distill` says so (rows
+have the step). Most of a volume is empty, so that empty ones have almost the mean that is asked
+for. A lower rate was tried by hand, without noise: at a tenth the loss stays at that of empty
+volumes, at a hundredth it is still above that after 220 steps.""",
     "cifar10": f"""{SAID} At epsilon 8 the first release of DP-MERF gave students at chance; a
 second with the same seed, which did not, is left out.""",
 }
