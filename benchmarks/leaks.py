@@ -153,8 +153,7 @@ def measured(name: str, method: str, start: str, workers: int) -> dict[str, Any]
 
 def noise_of_smallest(real: RealSet, epsilon: float) -> float:
     """Return the noise of the smallest class's mean, as a share of the longest there is."""
-    about = plan(public(real), spec_of_private(), **asked(real, epsilon))
-    return max(one.noise for one in about.signals)
+    return plan(public(real), spec_of_private(), **asked(real, epsilon)).worst.noise
 
 
 def spec_of_private() -> SketchSpec:

@@ -336,11 +336,10 @@ def table() -> None:
         "on validation splits of PneumoniaMNIST, MedNIST and CIFAR-10 "
         "(`benchmarks/results/sketch_tuning.jsonl`), which no epsilon here counts; BreastMNIST and "
         "AdrenalMNIST3D took no part. Its size here is smaller, for less noise. Rate, clip and "
-        "length of DP-SGD, and all of DP-MERF, were "
-        "not tuned. DP-MERF is scored whatever its noise, also where the command "
-        "would refuse it. An asterisk: students whose balanced accuracy is less than two points "
-        "beyond chance, such as those that always name the largest class. Empty cells were not "
-        "run. " + where_made(found),
+        "length of DP-SGD, and all of DP-MERF, were not tuned. DP-MERF is scored whatever its "
+        "noise, also where the command would refuse it. An asterisk: students whose balanced "
+        "accuracy is less than two points beyond chance, such as those that always name the "
+        "largest class. Empty cells were not run. " + where_made(found),
         "",
         "In short, at ten images per class and the least epsilon that is not refused, or that of "
         "published numbers (random real images promise nothing, DP-SGD gives a classifier and no "
@@ -373,14 +372,19 @@ def where_made(found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
     """Say of which sets a GPU made rows, and which releases the library would refuse today."""
     rows = [row for group in found.values() for row in group]
     older = [row for row in rows if row["epsilon"] and row["ipc"] and not KNOWN & set(row)]
-    compiled = [row for row in older if row.get("device", "cpu") == "cpu"]
+    compiled = [row for row in older if on_cpu(row)]
     said = (
         f" Releases of {which(compiled, rows)} are older than the refusal to compile one (rows "
         "without `released_on`), and may have been compiled: they prove nothing either."
         if compiled
         else ""
     )
-    return gpu_text(rows) + said
+    return gpu_text(rows, [row for row in older if not on_cpu(row)]) + said
+
+
+def on_cpu(row: dict[str, Any]) -> bool:
+    """Say whether a row was measured on a CPU, as those are that do not say where."""
+    return bool(row.get("device", "cpu") == "cpu")
 
 
 def which(some: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
@@ -402,14 +406,13 @@ def releases(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
     }
 
 
-def gpu_text(rows: list[dict[str, Any]]) -> str:
+def gpu_text(rows: list[dict[str, Any]], released: list[dict[str, Any]]) -> str:
     """Say of which sets a GPU made rows, and of which it computed releases."""
-    every = [row for row in rows if row.get("device", "cpu") != "cpu"]
+    every = [row for row in rows if not on_cpu(row)]
     if not every:
         return "Measured on CPUs."
     kinds = " and ".join(sorted({row["device"] for row in every}))
     text = f"Measured on CPUs, of {' and '.join(sorted({row['set'] for row in every}))} (also) on "
-    released = [row for row in every if row["epsilon"] and row["ipc"] and not KNOWN & set(row)]
     if not released:
         return f"{text}{kinds}."
     return (
@@ -434,15 +437,15 @@ def in_short(name: str, found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> s
     text = f"- {name}: "
     if refused:
         text += f"refused at epsilon {' and '.join(refused)}; "
-    least = 1.0 if name in PUBLISHED and 1.0 in held else held[0] if held else None
-    text += f"sketch {mean('sketch', least)} at epsilon {least:g}, " if least else "sketch "
+    shown = 1.0 if name in PUBLISHED and 1.0 in held else held[0] if held else None
+    text += f"sketch {mean('sketch', shown)} at epsilon {shown:g}, " if shown else "sketch "
     text += f"{mean('sketch', None)} without noise; random real images {mean('random', None)}"
-    if least:
-        text += f"; DP-MERF {mean('dp_merf', least)} and DP-SGD {mean('dp_sgd', least, 0)}"
-        text += f" at epsilon {least:g}"
+    if shown:
+        text += f"; DP-MERF {mean('dp_merf', shown)} and DP-SGD {mean('dp_sgd', shown, 0)}"
+        text += f" at epsilon {shown:g}"
     for published, by in PUBLISHED.get(name, {}).items():
         text += f"; {published} {by[10]} at epsilon 1"
-        if least == 1.0:
+        if shown == 1.0:
             ahead = by[10] - 100 * score([row["accuracy"] for row in cells[1.0]]).mean
             text += f", {abs(ahead):.1f} points {'above' if ahead > 0 else 'below'} the sketch"
     return f"{text}."

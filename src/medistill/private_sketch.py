@@ -55,9 +55,14 @@ class Plan:
     advice: str
 
     @property
+    def worst(self) -> Signal:
+        """The class whose mean has most noise."""
+        return max(self.signals, key=lambda one: one.noise)
+
+    @property
     def hopeless(self) -> bool:
         """Whether some class's mean would drown in noise."""
-        return max(one.noise for one in self.signals) > HOPELESS
+        return self.worst.noise > HOPELESS
 
 
 def plan(

@@ -78,11 +78,11 @@ def released(
     from ..progress import say
 
     about = plan_of(real, spec, asked)
-    worst = max(about.signals, key=lambda one: one.noise)
+    worst = about.worst
+    noise = f"{worst.noise:.1f} times the longest mean of class {worst.name} that there could be"
     if about.hopeless and not asked.accept_noise:
         raise RunRefused(
-            f"found noise of {worst.noise:.1f} times the longest mean of class {worst.name} that "
-            f"there could be, at epsilon {asked.epsilon:g}; expected {HOPELESS:g} at most: "
+            f"found noise of {noise}, at epsilon {asked.epsilon:g}; expected {HOPELESS:g} at most: "
             f"{about.advice}; or --accept-noise"
         )
     ledger = Ledger(asked.ledger or ledger_file(), asked.limit)
@@ -97,8 +97,7 @@ def released(
     )
     if worst.noise > CLEAR:
         say(
-            f"warning: the noise is {worst.noise:.1f} times the longest mean of class "
-            f"{worst.name} that there could be, and students may never name it: {about.advice} "
+            f"warning: the noise is {noise}, and students may never name it: {about.advice} "
             "(computed from true class sizes: do not publish this line)"
         )
     return made, text, record
