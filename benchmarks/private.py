@@ -335,7 +335,9 @@ def table() -> None:
         "several. Settings are the same for all sets and every epsilon. The sketch was developed "
         "on validation splits of PneumoniaMNIST, MedNIST and CIFAR-10 "
         "(`benchmarks/results/sketch_tuning.jsonl`), which no epsilon here counts; BreastMNIST and "
-        "AdrenalMNIST3D took no part. Its size here is smaller, for less noise. Rate, clip and "
+        "AdrenalMNIST3D took no part. Its size here is smaller, for less noise: "
+        f"{size_text('sketch')}; {size_text('wide')} in rows `wide`. Students train "
+        f"{TRAINING['steps']} steps. Rate, clip and "
         "length of DP-SGD, and all of DP-MERF, were not tuned. DP-MERF is scored whatever its "
         "noise, also where the command would refuse it. An asterisk: students whose balanced "
         "accuracy is less than two points beyond chance, such as those that always name the "
@@ -366,6 +368,15 @@ def table() -> None:
                 lines.append(f"| {method} | {ipc} | " + " | ".join(cells) + " |")
         lines += ["", NOTES[name]] if name in NOTES else []
     TABLE.write_text("\n".join(lines) + "\n")
+
+
+def size_text(method: str) -> str:
+    """Say how large a sketch and its students are."""
+    size = LENGTHS[method]
+    return (
+        f"{size['networks']} networks, {size['frequencies']:,} frequencies, {size['iterations']:,} "
+        f"steps and {student_of(method).name}"
+    )
 
 
 def where_made(found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
@@ -441,8 +452,13 @@ def in_short(name: str, found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> s
     text += f"sketch {mean('sketch', shown)} at epsilon {shown:g}, " if shown else "sketch "
     text += f"{mean('sketch', None)} without noise; random real images {mean('random', None)}"
     if shown:
-        text += f"; DP-MERF {mean('dp_merf', shown)} and DP-SGD {mean('dp_sgd', shown, 0)}"
-        text += f" at epsilon {shown:g}"
+        text += f"; untuned DP-MERF {mean('dp_merf', shown)} and DP-SGD "
+        text += f"{mean('dp_sgd', shown, 0)} at epsilon {shown:g}"
+        text += f"; at fifty per class sketch {mean('sketch', shown, 50)} at epsilon {shown:g}, "
+        text += f"random real images {mean('random', None, 50)}"
+    if found.get((name, "wide", shown, 10)):
+        text += f"; a larger sketch and wider students {mean('wide', shown)} at ten and epsilon "
+        text += f"{shown:g}, random real images {mean('random-wide', None)}"
     for published, by in PUBLISHED.get(name, {}).items():
         text += f"; {published} {by[10]} at epsilon 1"
         if shown == 1.0:

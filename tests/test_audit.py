@@ -45,6 +45,8 @@ from medistill.audit.membership import (
     ask,
     attack,
     coins,
+    drowning,
+    guessed,
     nothing_to_find,
     pool_of,
     shadows,
@@ -52,7 +54,7 @@ from medistill.audit.membership import (
 from medistill.audit.one_run import p_value
 from medistill.audit.reconstruction import recovered
 from medistill.audit.signals import calibrated, lira, nearness, rmia, sureness
-from medistill.audit.verdict import verdict
+from medistill.audit.verdict import DROWNED, verdict
 from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
@@ -675,6 +677,32 @@ def test_the_negative_control_finds_nothing(controls: tuple[Pool, Shadows]) -> N
 
 
 @pytest.mark.slow
+def test_one_run_proves_something_of_copies_and_nothing_of_nothing(
+    controls: tuple[Pool, Shadows],
+) -> None:
+    pool, held = controls
+    found = guessed(pool, held, 0.0)
+    assert (found.canaries, found.guesses) == (24, 12)
+    assert found.lower > 0
+    nothing = [guessed(pool, nothing_to_find(pool, held, seed), 0.0) for seed in range(100)]
+    assert sum(one.lower > 0 for one in nothing) <= 10
+
+
+def test_canaries_are_guessed_by_what_others_say_of_each() -> None:
+    """How sure a model is of a canary depends on the canary far more than on who is in."""
+    pool = pool_of(SPLITS.train, SPLITS.val, images=80, canaries=40)
+    inside = coins(pool.units, 8)
+    draw = np.random.default_rng(0)
+    hard, little = 9 * draw.normal(size=80), draw.normal(size=(8, 80)) / 9
+    signals = np.concatenate([hard + inside + little, np.zeros((8, 5))], 1)
+    held = Shadows(inside, signals, np.zeros((8, 80)))
+    found = guessed(pool, held, 0.0)
+    assert (found.guesses, found.right) == (20, 20)
+    marked = pool.canaries.numpy()
+    assert one_run(signals[0, :80][marked], inside[0][marked], 20).right < 18
+
+
+@pytest.mark.slow
 def test_distilled_sets_are_attacked_the_same_way() -> None:
     pool = pool_of(SPLITS.train, SPLITS.val, images=80, canaries=20)
     way = Way(DM(), Budget(ipc=2), SMALL, steps=3, student_steps=10)
@@ -836,6 +864,8 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert f"for each image ({ADJACENCY})" in told
     assert "bounded by epsilon 20" in told
     assert record["mechanism"]["claimed"] == 20
+    assert record["noise"] > 0
+    assert record["one_run"]["controls"]["negative_control"]["lower"] == 0
     assert record["mechanism"]["broken"] is False
     assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.4)
     refuted_guarantees_are_taken_back(tmp_path / "run", record, told)
@@ -857,6 +887,11 @@ def refuted_guarantees_are_taken_back(run: Path, record: dict[str, Any], told: s
     beyond = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
     write_json(run / "audit.json", {**record, **beyond})
     assert "Against it: one run of attacks shows an epsilon of 20.50" in officer(run)
+    said = {"leaks": False, "reasons": [], "blind": [], "membership": DROWNED}
+    write_json(run / "audit.json", {**record, "verdict": said})
+    assert f"No conclusion on membership ({DROWNED}). The guarantee alone bounds it." in officer(
+        run
+    )
 
 
 def curve(low: float, high: float, found: float = 0.0) -> dict[str, Any]:
@@ -864,6 +899,12 @@ def curve(low: float, high: float, found: float = 0.0) -> dict[str, Any]:
     points: list[dict[str, Any]] = [{"rate": 0.001, "tpr": 0.0}, {"rate": 0.01, "tpr": found}]
     points = [{**one, "sure": 0.0, "resolved": True} for one in points]
     return {"auc": (low + high) / 2, "auc_low": low, "auc_high": high, "found": points}
+
+
+def one_run_of(lower: float, claimed: float | None = None, nothing: float = 0.0) -> dict[str, Any]:
+    """Return what one run proves, of the set and of its controls."""
+    controls = {"positive_control": {"lower": 1.0}, "negative_control": {"lower": nothing}}
+    return {"lower": lower, "claimed": claimed, "controls": controls}
 
 
 AWAY, HIDDEN = curve(0.99, 1.0, 0.99), curve(0.99, 1.0, 0.98)
@@ -909,7 +950,7 @@ def test_there_is_no_verdict_without_both_controls(
     record = {name: {a: {"canaries": side} for a in attacks} for name, side in sides.items()}
     record["positive_control"]["set"]["natural"] = copied
     record["positive_control"]["set"]["canaries"] = AWAY
-    record["one_run"] = {"lower": 0.5, "claimed": None}
+    record |= {"one_run": one_run_of(0.5), "noise": None}
     found = verdict({"copies": [], **record})
     assert found["leaks"] is leaks
     assert said in found["membership"]
@@ -933,7 +974,8 @@ def test_a_few_members_that_are_given_away_wholly_are_a_leak() -> None:
         away = {"lira": {"canaries": plain(curve_away)}, "rmia": {}, "set": {"natural": AWAY}}
         return {
             "copies": [],
-            "one_run": {"lower": 0.0},
+            "one_run": one_run_of(0.0),
+            "noise": None,
             "membership": {"lira": {"natural": plain(curve) | {"auc_low": 0.5}}},
             "positive_control": away,
             "negative_control": {"lira": {"natural": plain(negative)}},
@@ -951,16 +993,51 @@ def test_a_few_members_that_are_given_away_wholly_are_a_leak() -> None:
 
 
 def test_a_bound_of_one_run_above_the_promise_is_a_leak() -> None:
-    for claimed, leaks in ((0.4, True), (0.6, False), (None, False)):
+    cases = ((0.4, 0.0, True), (0.6, 0.0, False), (None, 0.0, False), (0.4, 0.45, False))
+    for claimed, nothing, leaks in cases:
         record: Any = {name: {} for name in ("membership", "negative_control")}
         record["positive_control"] = {
             "lira": {"canaries": curve(0.95, 1.0)},
             "rmia": {},
             "set": {"natural": AWAY},
         }
-        record["one_run"] = {"lower": 0.5, "claimed": claimed}
+        record |= {"one_run": one_run_of(0.5, claimed, nothing), "noise": None}
         found = verdict({"copies": [], **record})
         assert found["leaks"] is leaks
+
+
+def test_nothing_found_under_noise_that_drowns_the_models_is_no_verdict() -> None:
+    """Models of copies have no noise: that these are found says nothing of a private sketch."""
+    record: Any = {
+        "copies": [],
+        "one_run": one_run_of(0.0, 1.0),
+        "membership": {"lira": {"canaries": curve(0.4, 0.6)}},
+        "positive_control": {
+            "lira": {"canaries": curve(0.95, 1.0)},
+            "rmia": {},
+            "set": {"natural": AWAY},
+        },
+        "negative_control": {},
+    }
+    for noise, said in ((None, "valid"), (1.0, "valid"), (1.1, DROWNED)):
+        assert verdict(record | {"noise": noise})["membership"] == said
+    # What was found all the same was found.
+    found = verdict(record | {"noise": 9.0, "membership": {"lira": {"canaries": curve(0.6, 0.7)}}})
+    assert found["membership"] == "valid"
+    assert found["leaks"]
+
+
+def test_the_noise_of_an_attacked_model_is_that_of_half_of_the_pool() -> None:
+    pool = pool_of(SPLITS.train, SPLITS.val, images=60, canaries=12)
+    spec = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=2, frequencies=4)
+    way = Way(FromSketch(), Budget(ipc=1), SMALL, spec=spec)
+    assert drowning(pool, way) is None
+    promise = Guarantee(1.0, DELTA, "image", 3.0, math.sqrt(3), 3.0)
+    width = 2 * 4 * len(spec.sizes(pool.real.card))
+    least = int(pool.real.labels.bincount().min())
+    wanted = 3.0 * math.sqrt(3) * math.sqrt(width) / (least / 2)
+    noisy = dataclasses.replace(way, guarantee=promise)
+    assert drowning(pool, noisy) == pytest.approx(wanted)
 
 
 def with_fact(real: RealSet, values: torch.Tensor) -> RealSet:
@@ -1037,7 +1114,8 @@ def test_attacks_that_miss_their_own_control_are_named() -> None:
 
     record: dict[str, Any] = {
         "copies": [],
-        "one_run": {"lower": 0.0},
+        "one_run": one_run_of(0.0),
+        "noise": None,
         "membership": {"lira": {"canaries": curve(0.4)}},
         "positive_control": {
             "lira": {"canaries": curve(0.95)},
@@ -1052,6 +1130,15 @@ def test_attacks_that_miss_their_own_control_are_named() -> None:
     assert "--control-steps" in verdict(record)["membership"]
     record["positive_control"]["set"]["natural"] = curve(0.99, 0.5)
     assert verdict(record)["blind"] == ["lira of canaries", "rmia of natural", "set of natural"]
+
+
+def test_a_one_run_audit_that_proves_nothing_of_copies_is_named() -> None:
+    one = one_run_of(0.0)
+    one["controls"]["positive_control"]["lower"] = 0.0
+    sides: Any = {name: {} for name in ("membership", "negative_control")}
+    away = {"lira": {"canaries": AWAY}, "rmia": {}, "set": {"natural": AWAY}}
+    record = {"copies": [], "one_run": one, "noise": None, "positive_control": away, **sides}
+    assert verdict(record)["blind"] == ["one run of canaries"]
 
 
 def test_power_counts_images_and_not_how_often_they_were_asked() -> None:
@@ -1175,7 +1262,7 @@ def test_the_control_is_asked_once_for_all_runs_on_the_same_data(
     monkeypatch.setattr(battery, "shadows", noted)
 
     def found(way: Way, seed: int, cache: Path | None = tmp_path) -> Any:
-        return json.dumps(battery._control_of(pool, way, 4, seed, Here(), cache))
+        return [one.tolist() for one in battery._control(pool, way, 4, seed, Here(), cache)]
 
     first = found(way, 1)
     assert found(dataclasses.replace(way, method=DM(), budget=Budget(ipc=1)), 1) == first

@@ -85,19 +85,28 @@ def plan(
     """
     units = check(real, unit, classes)
     guarantee = _promise(spec, epsilon, delta, unit)
-    noise, bound = guarantee.noise, guarantee.bound
     if delta * len(units.unique()) > 1:
         raise UsageError(
             f"found delta {delta:g} for {len(units.unique())} {unit}s; expected less than one in "
             "their number: such a delta would allow to publish a patient at random"
         )
-    shares = _shares(real, units).sum(0)
+    signals = signals_of(real, units, spec, guarantee)
+    return Plan(guarantee, signals, _advice(spec, guarantee, signals))
+
+
+def signals_of(
+    real: RealSet, units: Tensor, spec: SketchSpec, promise: Guarantee
+) -> tuple[Signal, ...]:
+    """Return how much noise a promise puts on each class's mean (see `plan`); units int64 [n]."""
     width = math.sqrt(2 * spec.frequencies * len(spec.sizes(real.card)))
-    signals = tuple(
-        Signal(name, round(share, 3), noise * bound * width / max(share, 1e-9))
+    length = promise.noise * promise.bound * width
+    _, number, counts = units.unique(return_inverse=True, return_counts=True)
+    shares = torch.zeros(len(real.card.classes), dtype=torch.float64)
+    shares.index_add_(0, real.labels.cpu(), 1 / counts[number].double())
+    return tuple(
+        Signal(name, round(share, 3), length / max(share, 1e-9))
         for name, share in zip(real.card.classes, shares.tolist(), strict=True)
     )
-    return Plan(guarantee, signals, _advice(spec, guarantee, signals, width))
 
 
 def _check_bounded(spec: SketchSpec) -> None:
@@ -120,20 +129,18 @@ def _promise(spec: SketchSpec, epsilon: float, delta: float, unit: Unit) -> Guar
     return Guarantee(epsilon, delta, unit, noise, bound, noise)
 
 
-def _advice(
-    spec: SketchSpec, guarantee: Guarantee, signals: tuple[Signal, ...], width: float
-) -> str:
+def _advice(spec: SketchSpec, promise: Guarantee, signals: tuple[Signal, ...]) -> str:
     """Say which epsilon, or which smaller sketch, would bring the noise down to CLEAR."""
     worst = max(signals, key=lambda one: one.noise)
     if worst.noise <= CLEAR:
         return ""
-    needed = CLEAR * worst.units / (guarantee.bound * width)
-    told = [f"--epsilon {math.ceil(10 * epsilon_of(1 / needed, guarantee.delta)) / 10:g}"]
+    less = promise.noise * CLEAR / worst.noise
+    told = [f"--epsilon {math.ceil(10 * epsilon_of(1 / less, promise.delta)) / 10:g}"]
     fewer = math.floor(spec.frequencies * (CLEAR / worst.noise) ** 2)
     if fewer >= 8:
         told.append(f"--frequencies {fewer}")
     more = math.ceil(worst.units * worst.noise / CLEAR)
-    told.append(f"{more} {guarantee.unit}s of {worst.name} (there are {worst.units:.0f})")
+    told.append(f"{more} {promise.unit}s of {worst.name} (there are {worst.units:.0f})")
     return "noise would be moderate with " + ", or ".join(told)
 
 
@@ -385,13 +392,3 @@ def unit_vectors(
     flat[:, -1].index_add_(0, row, torch.full_like(row, int(COUNT * GRID)))
     means = torch.div(found, counts.view(-1, 1, 1), rounding_mode="trunc")
     return clipped(means, bound_of(spec.networks))
-
-
-def _shares(real: RealSet, units: Tensor) -> Tensor:
-    """Return how much of each unit lies in each class, float64 [units, k]."""
-    _, number = units.unique(return_inverse=True)
-    shares = torch.zeros((int(number.max()) + 1, len(real.card.classes)), dtype=torch.float64)
-    shares.index_put_(
-        (number, real.labels.cpu()), torch.ones(len(real), dtype=torch.float64), accumulate=True
-    )
-    return shares / shares.sum(1, keepdim=True)

@@ -50,11 +50,12 @@ from .membership import (
     Shadows,
     Way,
     attack,
+    drowning,
+    guessed,
     nothing_to_find,
     pool_of,
     shadows,
 )
-from .one_run import one_run
 from .reconstruction import recovered
 from .verdict import FORMAT, verdict
 
@@ -264,29 +265,30 @@ def _membership(
 ) -> Json:
     way = ways[0]
     own = shadows(pool, way, models=models, seed=seed, engine=engine)
-    nothing = nothing_to_find(pool, own, seed)
-    marked, inside = pool.canaries.numpy()[pool.first], own.inside[0][pool.first]
-    sure = pool.by_unit(own.signals[:1, : len(pool.real)])[0]
-    guesses = int(marked.sum()) // 4 * 2
+    held = {
+        "membership": own,
+        "positive_control": _control(pool, ways[1], models, seed + 1, engine, cache),
+        "negative_control": nothing_to_find(pool, own, seed),
+    }
     delta = way.guarantee.delta if way.guarantee else 0.0
-    bound = one_run(sure[marked], inside[marked], guesses, delta)
+    runs = {name: dataclasses.asdict(guessed(pool, one, delta)) for name, one in held.items()}
+    own_run = runs.pop("membership") | {"claimed": _claimed(pool, way.guarantee)}
     return {
         "models": models,
         "images": len(pool.real),
         "unit": _unit(pool),
-        "units": len(marked),
-        "canaries": int(marked.sum()),
-        "membership": _leaks(pool, own),
-        "positive_control": _control_of(pool, ways[1], models, seed + 1, engine, cache),
-        "negative_control": _leaks(pool, nothing),
-        "one_run": dataclasses.asdict(bound) | {"claimed": _claimed(pool, way.guarantee)},
+        "units": len(pool.first),
+        "canaries": int(pool.canaries.numpy()[pool.first].sum()),
+        "noise": drowning(pool, way),
+        **{name: _leaks(pool, one) for name, one in held.items()},
+        "one_run": own_run | {"controls": runs},
     }
 
 
-def _control_of(
+def _control(
     pool: Pool, way: Way, models: int, seed: int, engine: Engine, cache: Path | None
-) -> Json:
-    """Attack copies, whose models are those of the cache where they were asked before."""
+) -> Shadows:
+    """Return models of copies: those of the cache where they were asked before."""
     what = {
         "pool": pool.real.digest,
         "units": len(pool.first),
@@ -307,7 +309,7 @@ def _control_of(
         return {name: torch.from_numpy(one) for name, one in held._asdict().items()}
 
     state = kept_state(path, make, {"control": what})
-    return _leaks(pool, Shadows(*(state[name].numpy() for name in Shadows._fields)))
+    return Shadows(*(state[name].numpy() for name in Shadows._fields))
 
 
 def _unit(pool: Pool) -> Unit:

@@ -22,13 +22,14 @@ from ..methods import Method, Task
 from ..methods.base import labels_at, recipe_of
 from ..model import train
 from ..privacy import Guarantee
-from ..private_sketch import audited_release
+from ..private_sketch import audited_release, signals_of
 from ..probes import SketchSpec
 from ..progress import progress
 from ..rng import Rng
 from ..sets import Origin, RealSet, SyntheticSet
 from ..sketch import sketch
 from .curves import LEVEL, Array, Curve, clustered
+from .one_run import OneRun, one_run
 from .signals import Bools, Integers, calibrated, lira, nearness, rmia, sureness
 
 HERE: Engine = Here()
@@ -207,11 +208,29 @@ def _sketched(task: Task, spec: SketchSpec, guarantee: Guarantee | None) -> Task
     if guarantee is None:
         held = sketch(real, spec, task.compute)
     else:
-        # As `private_sketch` counts them: patients, or images with those that equal them.
-        each = guarantee.unit == "image" and real.card.patients
-        units = torch.arange(len(real)) if each or real.groups is None else real.groups
-        held = audited_release(real, units, spec, guarantee, task.compute)
+        held = audited_release(real, _promised(real, guarantee), spec, guarantee, task.compute)
     return dataclasses.replace(task, real=held.without_images(), sketch=held)
+
+
+def _promised(real: RealSet, guarantee: Guarantee) -> Tensor:
+    """Return the unit of each image as `private_sketch` counts them, int64 [n].
+
+    Patients, or images with those that equal them.
+    """
+    each = guarantee.unit == "image" and real.card.patients
+    return torch.arange(len(real)) if each or real.groups is None else real.groups
+
+
+def drowning(pool: Pool, way: Way) -> float | None:
+    """Return the noise of the noisiest class in an attacked model, None where there is none.
+
+    It is a share of the longest mean there is (see `private_sketch.plan`): each model has half of
+    the pool, and all the noise.
+    """
+    if way.spec is None or way.guarantee is None:
+        return None
+    units = _promised(pool.real, way.guarantee)
+    return 2 * max(one.noise for one in signals_of(pool.real, units, way.spec, way.guarantee))
 
 
 def _copied(part: RealSet, task: Task) -> SyntheticSet:
@@ -241,23 +260,36 @@ def attack(
     `lira` and `rmia` ask the student, `set` the distilled images themselves. The score of a unit is
     the mean of its images' scores, and intervals come from drawing units.
     """
-    n = len(pool.real)
-    scores = {kind: np.empty((len(held.inside), n)) for kind in kinds}
-    for target in range(len(held.inside)):
-        rest = np.arange(len(held.inside)) != target
-        mine = held.signals[target]
-        others, inside = held.signals[rest], held.inside[rest]
-        for kind in kinds:
-            if kind == "lira":
-                scores[kind][target] = lira(mine[:n], others[:, :n], inside)
-            elif kind == "set":
-                scores[kind][target] = calibrated(held.near[target], held.near[rest], inside)
-            else:
-                scores[kind][target] = rmia(
-                    mine[:n], others[:, :n], inside, mine[n:], others[:, n:]
-                )
+    every = range(len(held.inside))
     canaries, inside = pool.canaries.numpy()[pool.first], held.inside[:, pool.first]
-    return [_measured(kind, pool.by_unit(scores[kind]), inside, canaries, level) for kind in kinds]
+    found = []
+    for kind in kinds:
+        scores = pool.by_unit(np.stack([scored(pool, held, kind, target) for target in every]))
+        found.append(_measured(kind, scores, inside, canaries, level))
+    return found
+
+
+def scored(pool: Pool, held: Shadows, kind: Attack, target: int) -> Array:
+    """Return what one attack says of each image being in one model, all others known: [n]."""
+    n = len(pool.real)
+    rest = np.arange(len(held.inside)) != target
+    mine, others, inside = held.signals[target], held.signals[rest], held.inside[rest]
+    if kind == "lira":
+        return lira(mine[:n], others[:, :n], inside)
+    if kind == "set":
+        return calibrated(held.near[target], held.near[rest], inside)
+    return rmia(mine[:n], others[:, :n], inside, mine[n:], others[:, n:])
+
+
+def guessed(pool: Pool, held: Shadows, delta: float) -> OneRun:
+    """Guess which canaries the first model has, by LiRA with all others as references.
+
+    The others' coins are independent of its own, so that the bound is of this one run. Half of the
+    canaries are guessed; a canary that has no score is as likely in as out.
+    """
+    marked, inside = pool.canaries.numpy()[pool.first], held.inside[0][pool.first]
+    scores = np.nan_to_num(pool.by_unit(scored(pool, held, "lira", 0)[None])[0])
+    return one_run(scores[marked], inside[marked], int(marked.sum()) // 4 * 2, delta)
 
 
 def _measured(kind: Attack, scores: Array, inside: Bools, canaries: Bools, level: float) -> Leak:

@@ -1,13 +1,19 @@
 """What an audit comes to: which leaks were found, and whether its controls allow to say so."""
 
+from ..private_sketch import HOPELESS
 from ..records import Json
 from .curves import RATES
 
-FORMAT = "medistill audit 4"
+FORMAT = "medistill audit 5"
 POSITIVE = 0.9  # of the area that the positive control must be above, with its interval
 COPIED = 0.99  # of copied images that the positive control's set must give away, at RATE
 RATE = RATES[-1]
 BROKEN = "the release breaks its promise"
+DROWNED = (
+    "no verdict: each attacked model has half of the images that were asked about and all the "
+    "noise of a release, which drowns a class there, so finding nothing means nothing: ask about "
+    "more images (--images)"
+)
 
 
 def verdict(record: Json) -> Json:
@@ -17,10 +23,10 @@ def verdict(record: Json) -> Json:
     alarms above that rate, with an interval for all of these together; a failed copy check; or a
     release that breaks its promise. Its absence is said only of these attacks, and only where the
     positive control was found, by an attack on the student and in the set itself, and the negative
-    one was not. `blind` names the attacks that did not find their own control: that these find
-    nothing says nothing, whatever the others found.
+    one was not; nor where the noise of a private release drowns a class of the attacked models.
+    `blind` names the attacks that did not find their own control: that these find nothing says
+    nothing, whatever the others found.
     """
-    members: list[str] = []
     reasons = [f"copies in {one['view']}" for one in record["copies"] if one["failed"]]
     if record.get("reconstruction", {}).get("failed"):
         reasons.append("images lead back to the real ones they started from")
@@ -32,36 +38,66 @@ def verdict(record: Json) -> Json:
     if "membership" not in record:
         told = {"leaks": bool(reasons), "reasons": reasons}
         return {**told, "blind": [], "membership": "not asked"}
-    control = record["positive_control"]
-    seen = [curve for name in ("lira", "rmia") for curve in control[name].values()]
-    copied = all(_sees("set", curve) for curve in control["set"].values())
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
-    positive = copied and max(curve["auc_low"] for curve in seen) > POSITIVE
     negative = not any(map(tells, nothing))
-    for name, one in record["membership"].items():
-        for side, curve in one.items():
-            by = tells(curve)
-            if by and negative:
-                members.append(f"{name} finds {side} ({by})")
-    claimed = record["one_run"].get("claimed")
-    if claimed is not None and record["one_run"]["lower"] > claimed:
-        members.append(f"one run proves epsilon {record['one_run']['lower']:.2f} of {claimed:g}")
+    members = _members(record) if negative else []
+    if refutes(record["one_run"]):
+        one = record["one_run"]
+        members.append(f"one run proves epsilon {one['lower']:.2f} of {one['claimed']:g}")
     valid = "valid"
     if not negative:
         valid = "no verdict: the negative control was found"
-    elif not positive and not members:
+    elif not _seen(record["positive_control"]) and not members:
         valid = (
             "no verdict: the positive control was not found, so finding nothing means nothing: "
             "longer students know copies better (--control-steps), and more models say more"
         )
+    elif not members and (record["noise"] or 0.0) > HOPELESS:
+        valid = DROWNED
     reasons += members
+    return {
+        "leaks": bool(reasons),
+        "reasons": reasons,
+        "blind": _blind(record),
+        "membership": valid,
+    }
+
+
+def _members(record: Json) -> list[str]:
+    """Return which attacks on membership found something, and what."""
+    return [
+        f"{name} finds {side} ({by})"
+        for name, one in record["membership"].items()
+        for side, curve in one.items()
+        if (by := tells(curve))
+    ]
+
+
+def _seen(control: Json) -> bool:
+    """Say whether copies were found by an attack on the student, and in the set itself."""
+    of_students = [curve for name in ("lira", "rmia") for curve in control[name].values()]
+    copied = all(_sees("set", curve) for curve in control["set"].values())
+    return copied and max(curve["auc_low"] for curve in of_students) > POSITIVE
+
+
+def _blind(record: Json) -> list[str]:
+    """Return the attacks that did not find their own positive control."""
     blind = [
         f"{name} of {side}"
-        for name, by in control.items()
+        for name, by in record["positive_control"].items()
         for side, curve in by.items()
         if not _sees(name, curve)
     ]
-    return {"leaks": bool(reasons), "reasons": reasons, "blind": blind, "membership": valid}
+    if record["one_run"]["controls"]["positive_control"]["lower"] <= 0:
+        blind.append("one run of canaries")
+    return blind
+
+
+def refutes(one_run: Json) -> bool:
+    """Say whether guesses of one run prove more than was promised, and no more of nothing."""
+    claimed = one_run["claimed"]
+    nothing = one_run["controls"]["negative_control"]["lower"]
+    return claimed is not None and bool(one_run["lower"] > claimed >= nothing)
 
 
 def tells(curve: Json) -> str:

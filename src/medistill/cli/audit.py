@@ -163,8 +163,11 @@ def _attacks(record: "Json") -> list[str]:
             f"{', '.join(blind)}"
         )
     one = record["one_run"]
+    controls = one["controls"]
     lines.append(
         f"one run: {one['right']} of {one['guesses']} guesses right: epsilon is at least "
-        f"{one['lower']:.2f} at delta {one['delta']:g} ({one['provable']:.2f} could be shown)"
+        f"{one['lower']:.2f} at delta {one['delta']:g} ({one['provable']:.2f} could be shown; of "
+        f"copies {controls['positive_control']['lower']:.2f}, of nothing "
+        f"{controls['negative_control']['lower']:.2f} are)"
     )
     return lines

@@ -250,6 +250,9 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) ->
         if "one_run" in audit:
             kept = ("lower", "claimed", "delta", "level")
             told["one_run"] = {name: audit["one_run"][name] for name in kept}
+            told["one_run"]["controls"] = {
+                name: {"lower": one["lower"]} for name, one in audit["one_run"]["controls"].items()
+            }
         told["left_out"] = [one.partition(":")[0] for one in audit["left_out"]]
         told["copies"] = [_without(one, "nearest", "p_value") for one in audit["copies"]]
         told["attributes"] = [

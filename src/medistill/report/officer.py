@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from ..audit.facts import CHOSEN
+from ..audit.verdict import DROWNED, refutes
 from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
 from ..formats import markdown
@@ -159,8 +160,8 @@ def _promise(run: Json) -> Json | None:
 
 def _against(audit: Json) -> list[str]:
     """Return what one run of attacks says against the promise, at 95%: enough to look again."""
-    one = audit.get("one_run", {})
-    if one.get("claimed") is None or one["lower"] <= one["claimed"]:
+    one = audit.get("one_run")
+    if one is None or not refutes(one):
         return []
     return [
         f"Against it: one run of attacks shows an epsilon of {one['lower']:.2f} or more, as it "
@@ -291,6 +292,8 @@ def _remains(audit: Json) -> str:
             f"Leaks were found: {listed(found['reasons'])}. Treat the set as data of patients; do "
             "not release it beyond those who may see them."
         )
+    if found["membership"] == DROWNED:
+        return f"No conclusion on membership ({DROWNED}). The guarantee alone bounds it."
     if found["membership"] != "valid":
         return f"No conclusion on membership ({found['membership']}). Treat it as data of patients."
     return (

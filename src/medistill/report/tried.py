@@ -45,12 +45,7 @@ def tried(audit: Json, *, outside: bool) -> Section:
             ("negative control: nothing to find", "negative_control"),
         ):
             rows += _attack_rows(title, audit[key], outside)
-        one = audit["one_run"]
-        said, right = f"epsilon is at least {one['lower']:.2f}", ""
-        if not outside:
-            said += f"; {one['provable']:.2f} could be shown at most"
-            right = f"{one['right']} of {one['guesses']} guesses right"
-        rows.append(("one run", right, said))
+        rows += _one_run_rows(audit["one_run"], outside)
     text = (
         "The attacker is assumed to know the method, its settings and the training recipe, and to "
         "be able to distill from other patients' images. Canaries are images with a wrong label, "
@@ -102,4 +97,19 @@ def _attack_rows(title: str, sides: Json, outside: bool) -> list[tuple[str, ...]
                 what += f": {at['members']:,} members, {at['others']:,} others"
             area = f"{curve['auc']:.2f} [{curve['auc_low']:.2f}, {curve['auc_high']:.2f}]"
             rows.append((title, what, f"{rate_text(at)}; at 0.1%: {rate_text(rare)}; AUC {area}"))
+    return rows
+
+
+def _one_run_rows(own: Json, outside: bool) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for title, one in (
+        ("one run", own),
+        ("one run, positive control", own["controls"]["positive_control"]),
+        ("one run, negative control", own["controls"]["negative_control"]),
+    ):
+        said, right = f"epsilon is at least {one['lower']:.2f}", ""
+        if not outside:
+            said += f"; {one['provable']:.2f} could be shown at most"
+            right = f"{one['right']} of {one['guesses']} guesses right"
+        rows.append((title, right, said))
     return rows
