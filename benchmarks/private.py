@@ -461,9 +461,11 @@ def in_short(name: str, found: dict[tuple[Any, ...], list[dict[str, Any]]]) -> s
         text += f"{shown:g}, random real images {mean('random-wide', None)}"
     for published, by in PUBLISHED.get(name, {}).items():
         text += f"; {published} {by[10]} at epsilon 1"
-        if shown == 1.0:
-            ahead = by[10] - 100 * score([row["accuracy"] for row in cells[1.0]]).mean
-            text += f", {abs(ahead):.1f} points {'above' if ahead > 0 else 'below'} the sketch"
+        larger = found.get((name, "wide", 1.0, 10), [])
+        for told, rows in (("the sketch", cells[1.0]), ("the larger one", larger)):
+            if rows:
+                ahead = by[10] - 100 * score([row["accuracy"] for row in rows]).mean
+                text += f", {abs(ahead):.1f} points {'above' if ahead > 0 else 'below'} {told}"
     return f"{text}."
 
 
