@@ -224,7 +224,7 @@ def table() -> None:
         "looks at the last layer, and knows no mean and std of the data.",
     ]
     for name in dict.fromkeys(row["set"] for row in latest):
-        images, models = SETS[name]
+        images, models = next((r["images"], r["models"]) for r in latest if r["set"] == name)
         told = f"{images:,} training images are asked about, by {models} models."
         lines += ["", f"## {name}", "", told, ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")

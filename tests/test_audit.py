@@ -59,6 +59,7 @@ from medistill.augment import Augmentation
 from medistill.backbones import ConvNet, to_spec
 from medistill.budget import Budget
 from medistill.cli import app
+from medistill.cli.audit import _drowning
 from medistill.data import load
 from medistill.distill import distill
 from medistill.engine import Here
@@ -83,6 +84,7 @@ from medistill.privacy import (
 from medistill.private_sketch import audited_release
 from medistill.probes import SketchSpec
 from medistill.records import read_json, to_record, write_json
+from medistill.report import tried
 from medistill.report.officer import officer
 from medistill.rng import Rng
 from medistill.sets import RealSet, SyntheticSet, normalized_by
@@ -865,7 +867,8 @@ def test_a_private_run_has_its_release_audited(tmp_path: Path) -> None:
     assert "bounded by epsilon 20" in told
     assert record["mechanism"]["claimed"] == 20
     assert record["noise"] > 0
-    assert record["one_run"]["controls"]["negative_control"]["lower"] == 0
+    nothing = record["one_run"]["controls"]["negative_control"]
+    assert 0 <= nothing["lower"] <= nothing["provable"]
     assert record["mechanism"]["broken"] is False
     assert record["membership"]["lira"]["natural"]["auc"] == pytest.approx(0.5, abs=0.4)
     refuted_guarantees_are_taken_back(tmp_path / "run", record, told)
@@ -884,7 +887,9 @@ def refuted_guarantees_are_taken_back(run: Path, record: dict[str, Any], told: s
     for claim in ("bounded by epsilon", "against every attack", "itself is covered"):
         assert claim not in refuted
         assert claim in told
-    beyond = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
+    beyond: dict[str, Any] = {"one_run": {**record["one_run"], "lower": 20.5, "claimed": 20.0}}
+    beyond["negative_control"] = {}
+    beyond["verdict"] = verdict({**record, **beyond})
     write_json(run / "audit.json", {**record, **beyond})
     assert "Against it: one run of attacks shows an epsilon of 20.50" in officer(run)
     said = {"leaks": False, "reasons": [], "blind": [], "membership": DROWNED}
@@ -993,7 +998,7 @@ def test_a_few_members_that_are_given_away_wholly_are_a_leak() -> None:
 
 
 def test_a_bound_of_one_run_above_the_promise_is_a_leak() -> None:
-    cases = ((0.4, 0.0, True), (0.6, 0.0, False), (None, 0.0, False), (0.4, 0.45, False))
+    cases = ((0.4, 0.0, True), (0.6, 0.0, False), (None, 0.6, False), (0.4, 0.45, False))
     for claimed, nothing, leaks in cases:
         record: Any = {name: {} for name in ("membership", "negative_control")}
         record["positive_control"] = {
@@ -1004,6 +1009,8 @@ def test_a_bound_of_one_run_above_the_promise_is_a_leak() -> None:
         record |= {"one_run": one_run_of(0.5, claimed, nothing), "noise": None}
         found = verdict({"copies": [], **record})
         assert found["leaks"] is leaks
+        broken = claimed is not None and nothing > claimed
+        assert ("negative control was found" in found["membership"]) == broken
 
 
 def test_nothing_found_under_noise_that_drowns_the_models_is_no_verdict() -> None:
@@ -1027,17 +1034,71 @@ def test_nothing_found_under_noise_that_drowns_the_models_is_no_verdict() -> Non
     assert found["leaks"]
 
 
-def test_the_noise_of_an_attacked_model_is_that_of_half_of_the_pool() -> None:
-    pool = pool_of(SPLITS.train, SPLITS.val, images=60, canaries=12)
+def test_the_noise_of_an_attacked_model_is_that_of_its_own_images() -> None:
     spec = SketchSpec(to_spec(SMALL), to_record(Augmentation()), networks=2, frequencies=4)
     way = Way(FromSketch(), Budget(ipc=1), SMALL, spec=spec)
-    assert drowning(pool, way) is None
-    promise = Guarantee(1.0, DELTA, "image", 3.0, math.sqrt(3), 3.0)
-    width = 2 * 4 * len(spec.sizes(pool.real.card))
-    least = int(pool.real.labels.bincount().min())
-    wanted = 3.0 * math.sqrt(3) * math.sqrt(width) / (least / 2)
-    noisy = dataclasses.replace(way, guarantee=promise)
-    assert drowning(pool, noisy) == pytest.approx(wanted)
+    noisy = dataclasses.replace(
+        way, guarantee=Guarantee(1.0, DELTA, "image", 3.0, math.sqrt(3), 3.0)
+    )
+    pool = pool_of(of_patients(SPLITS.train, 3), SPLITS.val, images=60, canaries=12)
+    inside = coins(pool.units, 5)
+    assert drowning(pool, way, inside) is None
+    length = 3.0 * math.sqrt(3) * math.sqrt(2 * 4 * len(spec.sizes(pool.real.card)))
+    labels, groups = pool.real.labels.numpy(), pool.real.groups
+    assert groups is not None
+    for unit in ("image", "patient"):
+        promise = dataclasses.replace(noisy.guarantee, unit=unit)  # type: ignore[type-var]
+        wanted = []
+        for row in inside:
+            shares = [0.0] * len(pool.real.card.classes)
+            for image in np.flatnonzero(row):
+                of_one = row & (groups.numpy() == int(groups[image]))
+                shares[labels[image]] += 1 if unit == "image" else 1 / of_one.sum()
+            wanted.append(length / min(shares))
+        found = drowning(pool, dataclasses.replace(noisy, guarantee=promise), inside)
+        assert found == pytest.approx(sorted(wanted)[2])
+
+
+def test_a_promise_for_images_is_held_against_patients_of_one_image() -> None:
+    def claimed(each: int, unit: Any) -> float | None:
+        pool = pool_of(of_patients(SPLITS.train, each), SPLITS.val, images=60, canaries=12)
+        return battery._claimed(pool, Guarantee(2.0, DELTA, unit, 3.0, math.sqrt(3), 3.0))
+
+    assert claimed(1, "image") == claimed(1, "patient") == claimed(3, "patient") == 2.0
+    assert claimed(3, "image") is None
+
+
+def test_pages_tell_both_controls_of_one_run_and_outside_no_number() -> None:
+    def run(lower: float, right: int) -> dict[str, Any]:
+        return {"lower": lower, "provable": 1.82, "right": right, "guesses": 20, "delta": 0.0}
+
+    controls = {"positive_control": run(1.5, 19), "negative_control": run(0.0, 11)}
+    own = {**run(0.25, 16), "controls": controls}
+    inside, outside = tried._one_run_rows(own, False), tried._one_run_rows(own, True)
+    could = "; 1.82 could be shown at most"
+    assert inside == [
+        ("one run", "16 of 20 guesses right", f"epsilon is at least 0.25{could}"),
+        ("one run, positive control", "19 of 20 guesses right", f"epsilon is at least 1.50{could}"),
+        ("one run, negative control", "11 of 20 guesses right", f"epsilon is at least 0.00{could}"),
+    ]
+    assert outside == [
+        ("one run", "", "epsilon is at least 0.25"),
+        ("one run, positive control", "", "found"),
+        ("one run, negative control", "", "not found"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("noise", "held", "told"),
+    [(0.5, 900, ""), (1.5, 900, "--images 600 would bring"), (3.0, 900, "about 1,200 images")],
+)
+def test_the_command_says_how_many_images_noise_would_leave_seen(
+    noise: float, held: int, told: str
+) -> None:
+    said = _drowning({"noise": noise, "images": 400, "data": {"images": held}})
+    assert said.startswith(f"noise of a release in an attacked model: {noise:.2f} of the longest")
+    assert told in said
+    assert ("would" in said) == bool(told)
 
 
 def with_fact(real: RealSet, values: torch.Tensor) -> RealSet:
@@ -1139,6 +1200,10 @@ def test_a_one_run_audit_that_proves_nothing_of_copies_is_named() -> None:
     away = {"lira": {"canaries": AWAY}, "rmia": {}, "set": {"natural": AWAY}}
     record = {"copies": [], "one_run": one, "noise": None, "positive_control": away, **sides}
     assert verdict(record)["blind"] == ["one run of canaries"]
+    # What it finds of copies must be more than is claimed, or it could refute nothing.
+    one["controls"]["positive_control"]["lower"] = 2.55
+    for claimed, blind in ((None, []), (1.0, []), (8.0, ["one run of canaries"])):
+        assert verdict(record | {"one_run": one | {"claimed": claimed}})["blind"] == blind
 
 
 def test_power_counts_images_and_not_how_often_they_were_asked() -> None:

@@ -32,6 +32,7 @@ from typer.testing import CliRunner
 import medistill
 import medistill.package
 from medistill import model
+from medistill.audit.verdict import DROWNED
 from medistill.cli import app
 from medistill.cli.train import _verdict
 from medistill.errors import DataError, PackageRefused, RunRefused, UsageError
@@ -1037,6 +1038,11 @@ def test_no_path_size_or_digest_of_the_data_leaves_the_house(site: Path, files: 
     for text in (told, files["REPORT.md"].decode().replace(name, "")):
         assert not re.search(rf"\b{count}\b", text)
     assert all(":" not in one for one in json.loads(told)["audit"]["left_out"])
+    controls = json.loads(told)["audit"]["one_run"]["controls"]
+    assert {name: list(one) for name, one in controls.items()} == {
+        "positive_control": ["found"],
+        "negative_control": ["found"],
+    }
     assert "|  |" in files["REPORT.md"].decode()  # no group's number of images
     assert "their number is not told" in files["REPORT.md"].decode()  # images are no patients
 
@@ -1081,6 +1087,14 @@ def test_what_is_refused_is_packed_when_it_is_named_and_then_says_so(
     assert set(found.manifest.allowed) == {flag, *beside}
     if flag in ("small-class", "no-audit"):
         assert found.manifest.least_patients == 0
+
+
+def test_a_private_run_whose_noise_hid_it_from_attacks_is_packed(
+    site: Path, tmp_path: Path
+) -> None:
+    run = changed(site, tmp_path, "audit.json", verdict={"membership": DROWNED})
+    found = examined(pack(run, Terms("small")), (), unsigned=True)
+    assert found.manifest.allowed == ()
 
 
 def test_scores_and_audits_of_another_set_are_not_packed(site: Path, tmp_path: Path) -> None:

@@ -54,14 +54,17 @@ def test_measured_controls_keep_what_the_audit_promises() -> None:
     for row in held["negative"]:
         assert row["told"] <= 0.05 * 200
         assert len(row["one_run"]) == 200
-        assert sum(bound > 0 for bound in row["one_run"]) <= 0.05 * 200
+        # 4 in 100 are meant with 40 guesses; more than 18 of 200 would come once in a thousand.
+        assert sum(bound > 0 for bound in row["one_run"]) <= 18
         assert len(row["attacks"]) == 6
         for found in row["attacks"].values():
             assert len(found) == 200
             assert sum(one["auc_low"] <= 0.5 <= one["auc_high"] for one in found) >= 0.93 * 200
             assert sum(one["low"] <= 0.01 <= one["high"] for one in found) >= 0.93 * 200
     assert all(row["tpr"] >= 0.99 for row in held["positive"] if row["attack"] == "set")
-    assert all(row["lower"] > 0 for row in held["positive"] if row["attack"] == "one run")
+    ones = [row for row in held["positive"] if row["attack"] == "one run"]
+    assert len(ones) == len(held["negative"])
+    assert all(row["lower"] > 0 for row in ones)
 
 
 def test_measured_packages_are_small_and_refused_at_once() -> None:

@@ -279,7 +279,7 @@ def _membership(
         "unit": _unit(pool),
         "units": len(pool.first),
         "canaries": int(pool.canaries.numpy()[pool.first].sum()),
-        "noise": drowning(pool, way),
+        "noise": drowning(pool, way, own.inside),
         **{name: _leaks(pool, one) for name, one in held.items()},
         "one_run": own_run | {"controls": runs},
     }
@@ -319,7 +319,11 @@ def _unit(pool: Pool) -> Unit:
 
 def _claimed(pool: Pool, guarantee: Guarantee | None) -> float | None:
     """Return the epsilon that is promised for who was asked about, if one is."""
-    return guarantee.epsilon if guarantee and guarantee.unit == _unit(pool) else None
+    if guarantee is None:
+        return None
+    # A patient of one image is an image too.
+    same = guarantee.unit == _unit(pool) or len(pool.first) == len(pool.real)
+    return guarantee.epsilon if same else None
 
 
 def _leaks(pool: Pool, held: Shadows) -> Json:

@@ -1,6 +1,7 @@
 """Membership inference over the whole way: distill, train a student, and ask it who was in."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -221,16 +222,21 @@ def _promised(real: RealSet, guarantee: Guarantee) -> Tensor:
     return torch.arange(len(real)) if each or real.groups is None else real.groups
 
 
-def drowning(pool: Pool, way: Way) -> float | None:
-    """Return the noise of the noisiest class in an attacked model, None where there is none.
+def drowning(pool: Pool, way: Way, inside: Bools) -> float | None:
+    """Return the noise of the noisiest class in half of the attacked models, None without noise.
 
-    It is a share of the longest mean there is (see `private_sketch.plan`): each model has half of
-    the pool, and all the noise.
+    It is a share of the longest mean there is (see `private_sketch.plan`), the median over models:
+    each has the images that its coins gave it, and all the noise. Shapes: inside [models, n].
     """
     if way.spec is None or way.guarantee is None:
         return None
-    units = _promised(pool.real, way.guarantee)
-    return 2 * max(one.noise for one in signals_of(pool.real, units, way.spec, way.guarantee))
+    noise = []
+    for row in torch.from_numpy(inside):
+        part = pool.real.take(row.nonzero().flatten())
+        units = _promised(part, way.guarantee)
+        signals = signals_of(part, units, way.spec, way.guarantee)
+        noise.append(max(one.noise for one in signals))
+    return statistics.median(noise)
 
 
 def _copied(part: RealSet, task: Task) -> SyntheticSet:
@@ -286,6 +292,7 @@ def guessed(pool: Pool, held: Shadows, delta: float) -> OneRun:
 
     The others' coins are independent of its own, so that the bound is of this one run. Half of the
     canaries are guessed; a canary that has no score is as likely in as out.
+    Raises: UsageError when there are fewer than four canaries.
     """
     marked, inside = pool.canaries.numpy()[pool.first], held.inside[0][pool.first]
     scores = np.nan_to_num(pool.by_unit(scored(pool, held, "lira", 0)[None])[0])

@@ -11,8 +11,7 @@ RATE = RATES[-1]
 BROKEN = "the release breaks its promise"
 DROWNED = (
     "no verdict: each attacked model has half of the images that were asked about and all the "
-    "noise of a release, which drowns a class there, so finding nothing means nothing: ask about "
-    "more images (--images)"
+    "noise of a release, which drowns a class there, so finding nothing means nothing"
 )
 
 
@@ -39,11 +38,10 @@ def verdict(record: Json) -> Json:
         told = {"leaks": bool(reasons), "reasons": reasons}
         return {**told, "blind": [], "membership": "not asked"}
     nothing = [curve for one in record["negative_control"].values() for curve in one.values()]
+    one = record["one_run"]
     negative = not any(map(tells, nothing))
+    negative &= not _refutes(one["controls"]["negative_control"]["lower"], one["claimed"])
     members = _members(record) if negative else []
-    if refutes(record["one_run"]):
-        one = record["one_run"]
-        members.append(f"one run proves epsilon {one['lower']:.2f} of {one['claimed']:g}")
     valid = "valid"
     if not negative:
         valid = "no verdict: the negative control was found"
@@ -65,12 +63,16 @@ def verdict(record: Json) -> Json:
 
 def _members(record: Json) -> list[str]:
     """Return which attacks on membership found something, and what."""
-    return [
+    one = record["one_run"]
+    found = [
         f"{name} finds {side} ({by})"
         for name, one in record["membership"].items()
         for side, curve in one.items()
         if (by := tells(curve))
     ]
+    if _refutes(one["lower"], one["claimed"]):
+        found.append(f"one run proves epsilon {one['lower']:.2f} of {one['claimed']:g}")
+    return found
 
 
 def _seen(control: Json) -> bool:
@@ -81,23 +83,25 @@ def _seen(control: Json) -> bool:
 
 
 def _blind(record: Json) -> list[str]:
-    """Return the attacks that did not find their own positive control."""
+    """Return the attacks that did not find their own positive control.
+
+    One run can only refute a claim: of copies it must prove more than is claimed, or than 0.
+    """
     blind = [
         f"{name} of {side}"
         for name, by in record["positive_control"].items()
         for side, curve in by.items()
         if not _sees(name, curve)
     ]
-    if record["one_run"]["controls"]["positive_control"]["lower"] <= 0:
+    one = record["one_run"]
+    if not _refutes(one["controls"]["positive_control"]["lower"], one["claimed"] or 0.0):
         blind.append("one run of canaries")
     return blind
 
 
-def refutes(one_run: Json) -> bool:
-    """Say whether guesses of one run prove more than was promised, and no more of nothing."""
-    claimed = one_run["claimed"]
-    nothing = one_run["controls"]["negative_control"]["lower"]
-    return claimed is not None and bool(one_run["lower"] > claimed >= nothing)
+def _refutes(lower: float, claimed: float | None) -> bool:
+    """Say whether a bound lies above the epsilon that was promised, if one was."""
+    return claimed is not None and lower > claimed
 
 
 def tells(curve: Json) -> str:

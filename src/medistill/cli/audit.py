@@ -162,6 +162,8 @@ def _attacks(record: "Json") -> list[str]:
             f"that these find nothing says nothing, for they did not find their own control: "
             f"{', '.join(blind)}"
         )
+    if record["noise"] is not None:
+        lines.append(_drowning(record))
     one = record["one_run"]
     controls = one["controls"]
     lines.append(
@@ -171,3 +173,17 @@ def _attacks(record: "Json") -> list[str]:
         f"{controls['negative_control']['lower']:.2f} are)"
     )
     return lines
+
+
+def _drowning(record: "Json") -> str:
+    """Say how noisy attacked models are, and how many images would have to be asked about."""
+    from ..private_sketch import HOPELESS
+
+    noise, held = record["noise"], record["data"]["images"]
+    told = f"noise of a release in an attacked model: {noise:.2f} of the longest mean there is"
+    if noise <= HOPELESS:
+        return told
+    needed = math.ceil(record["images"] * noise / HOPELESS)
+    if needed > held:
+        return f"{told}; about {needed:,} images would bring it to {HOPELESS:g}, of {held:,} there"
+    return f"{told}; --images {needed} would bring it to about {HOPELESS:g}"

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
 from ..audit.facts import facts_of
+from ..audit.verdict import DROWNED
 from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError, PackageRefused, RunRefused, UsageError, nearest
 from ..model import check_own, declared
@@ -204,7 +205,8 @@ def _reasons(
         found["no-scores"] = "found no evaluation of the run (medistill evaluate)"
     if audit is None:
         found["no-audit"] = "found no audit of the run (medistill audit)"
-    elif audit["verdict"]["membership"] != "valid":
+    # What attacks could not see for noise, a guarantee bounds.
+    elif audit["verdict"]["membership"] not in ("valid", DROWNED):
         said = audit["verdict"]["membership"]
         found["no-audit"] = f"found an audit without a verdict on membership ({said})"
     if audit is not None and audit["verdict"]["leaks"]:
@@ -251,7 +253,8 @@ def _privacy(made: SyntheticSet, run: Json, audit: Json | None, chosen: bool) ->
             kept = ("lower", "claimed", "delta", "level")
             told["one_run"] = {name: audit["one_run"][name] for name in kept}
             told["one_run"]["controls"] = {
-                name: {"lower": one["lower"]} for name, one in audit["one_run"]["controls"].items()
+                name: {"found": one["lower"] > 0}
+                for name, one in audit["one_run"]["controls"].items()
             }
         told["left_out"] = [one.partition(":")[0] for one in audit["left_out"]]
         told["copies"] = [_without(one, "nearest", "p_value") for one in audit["copies"]]

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from ..audit.facts import CHOSEN
-from ..audit.verdict import DROWNED, refutes
+from ..audit.verdict import DROWNED
 from ..audit.verdict import FORMAT as AUDIT
 from ..errors import DataError
 from ..formats import markdown
@@ -160,11 +160,11 @@ def _promise(run: Json) -> Json | None:
 
 def _against(audit: Json) -> list[str]:
     """Return what one run of attacks says against the promise, at 95%: enough to look again."""
-    one = audit.get("one_run")
-    if one is None or not refutes(one):
+    if not any(" proves " in text for text in audit["verdict"]["reasons"]):
         return []
     return [
-        f"Against it: one run of attacks shows an epsilon of {one['lower']:.2f} or more, as it "
+        f"Against it: one run of attacks shows an epsilon of {audit['one_run']['lower']:.2f} or "
+        "more, as it "
         "would by chance in one audit of twenty. Audit again before anything is released."
     ]
 
@@ -250,7 +250,7 @@ def _grid(run: Json, audit: Json) -> Section:
     members = [text for text in found["reasons"] if " finds " in text or " proves " in text]
     told = found["membership"]
     if told == "valid":
-        told = listed(members) if members else f"nothing found; {_could(found)}"
+        told = listed(members) if members else f"nothing found; {_could(audit)}"
     back = audit.get("reconstruction", {}).get("failed", False)
     better = [one["name"] for one in audit["attributes"] if one["low"] > 0]
     inferred = "not tried: the source has no attribute beside the class"
@@ -297,14 +297,16 @@ def _remains(audit: Json) -> str:
     if found["membership"] != "valid":
         return f"No conclusion on membership ({found['membership']}). Treat it as data of patients."
     return (
-        f"These attacks found nothing and {_could(found)}. Other attacks may find more: keep "
+        f"These attacks found nothing and {_could(audit)}. Other attacks may find more: keep "
         "recipients bound by contract not to try."
     )
 
 
-def _could(found: Json) -> str:
+def _could(audit: Json) -> str:
     """Say which attacks the controls vouch for."""
     could = "the controls show that they could have"
-    if found["blind"]:
-        could += f", but for {listed(found['blind'])}, which did not find their own control either"
+    if audit.get("noise"):
+        could += " of a set without noise"
+    if blind := audit["verdict"]["blind"]:
+        could += f", but for {listed(blind)}, which did not find their own control either"
     return could

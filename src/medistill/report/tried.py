@@ -101,13 +101,17 @@ def _attack_rows(title: str, sides: Json, outside: bool) -> list[tuple[str, ...]
 
 
 def _one_run_rows(own: Json, outside: bool) -> list[tuple[str, ...]]:
+    """Return what one run proves; for outside of controls only whether, which tells no number."""
     rows: list[tuple[str, ...]] = []
+    controls = own["controls"]
     for title, one in (
         ("one run", own),
-        ("one run, positive control", own["controls"]["positive_control"]),
-        ("one run, negative control", own["controls"]["negative_control"]),
+        ("one run, positive control", controls["positive_control"]),
+        ("one run, negative control", controls["negative_control"]),
     ):
         said, right = f"epsilon is at least {one['lower']:.2f}", ""
+        if outside and one is not own:
+            said = "found" if one["lower"] > 0 else "not found"
         if not outside:
             said += f"; {one['provable']:.2f} could be shown at most"
             right = f"{one['right']} of {one['guesses']} guesses right"
