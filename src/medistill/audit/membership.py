@@ -223,9 +223,9 @@ def _promised(real: RealSet, guarantee: Guarantee) -> Tensor:
 
 
 def drowning(pool: Pool, way: Way, inside: Bools) -> float | None:
-    """Return the noise of the noisiest class in half of the attacked models, None without noise.
+    """Return how noisy the noisiest class of an attacked model is; None where there is no noise.
 
-    It is a share of the longest mean there is (see `private_sketch.plan`), the median over models:
+    A share of the longest mean there is (see `private_sketch.plan`), and the median over models:
     each has the images that its coins gave it, and all the noise. Shapes: inside [models, n].
     """
     if way.spec is None or way.guarantee is None:

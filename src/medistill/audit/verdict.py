@@ -63,13 +63,13 @@ def verdict(record: Json) -> Json:
 
 def _members(record: Json) -> list[str]:
     """Return which attacks on membership found something, and what."""
-    one = record["one_run"]
     found = [
         f"{name} finds {side} ({by})"
-        for name, one in record["membership"].items()
-        for side, curve in one.items()
+        for name, sides in record["membership"].items()
+        for side, curve in sides.items()
         if (by := tells(curve))
     ]
+    one = record["one_run"]
     if _refutes(one["lower"], one["claimed"]):
         found.append(f"one run proves epsilon {one['lower']:.2f} of {one['claimed']:g}")
     return found
