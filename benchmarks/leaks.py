@@ -225,8 +225,8 @@ def table() -> None:
     ]
     for name in dict.fromkeys(row["set"] for row in latest):
         images, models = next((r["images"], r["models"]) for r in latest if r["set"] == name)
-        told = f"{images:,} training images are asked about, by {models} models."
-        lines += ["", f"## {name}", "", told, ""]
+        asked_about = f"{images:,} training images are asked about, by {models} models."
+        lines += ["", f"## {name}", "", asked_about, ""]
         heads = ("method", "start", "LiRA", "LiRA, canaries", "RMIA", "RMIA, canaries")
         heads += (
             "set",
